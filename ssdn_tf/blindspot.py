@@ -1,0 +1,211 @@
+"""Layers whose output at a pixel depends on the rows above it and its own row, never below.
+
+Four such half-plane networks, one a rotation of the image, see between them every
+direction. A last shift by one row takes the pixel's own row away from each, so that
+no output depends on the noisy value of its own pixel: the blind spot. The half-planes
+of the four rotations cover everything else.
+
+A 3x3 convolution reads, for output row i (kernel height 3, offset by one row):
+
+    ordinary   rows i-1  i  i+1        shifted   rows i-2  i-1  i
+
+A pooled row of an ordinary 2x2 pooling reads rows 2i, 2i+1. Upsampled again, row 2i
+would know row 2i+1, which lies below it. Shifted down by one row first:
+
+    ordinary   rows 2i, 2i+1           shifted   rows 2i-1, 2i
+
+Reference: Laine et al. 2019, section 2 and figure 2.
+"""
+
+import keras
+from keras import ops
+
+
+def shift_down(x):
+    """Moves [N,H,W,C] down by one row: a zero row enters on top, the last one is dropped."""
+    return ops.pad(x, [[0, 0], [1, 0], [0, 0], [0, 0]])[:, :-1]
+
+
+def rot90(x, k):
+    """`numpy.rot90(x, k)` on the axes H, W of [N,H,W,C]."""
+    k %= 4
+    if k == 0:
+        return x
+    if k == 2:
+        return ops.flip(x, axis=(1, 2))
+    transposed = ops.transpose(x, (0, 2, 1, 3))
+    return ops.flip(transposed, axis=1 if k == 1 else 2)
+
+
+def all_rotations(x, trunk):
+    """Applies `trunk` to the image rotated by 0, 90, 180 and 270 degrees, and rotates back.
+
+    Square images (known when the graph is made) go through in one call, others in two,
+    because rotations by 90 degrees have another shape; the results are the same.
+
+    Args:
+        x: [N, H, W, C].
+        trunk: function [M, H, W, C] -> [M, H, W, F], for both orientations.
+
+    Returns:
+        [N, H, W, 4 F]: the groups in the order 0, 90, 180, 270.
+    """
+    height, width = ops.shape(x)[1:3]
+    # A symbolic or unknown size compares unequal, which is the general case.
+    square = isinstance(height, int) and isinstance(width, int) and height == width
+    batches = [(0, 1, 2, 3)] if square else [(0, 2), (1, 3)]
+    branches = {}
+    for ks in batches:
+        features = trunk(ops.concatenate([rot90(x, k) for k in ks], axis=0))
+        parts = ops.split(features, len(ks), axis=0)
+        branches.update({k: rot90(part, -k) for k, part in zip(ks, parts)})
+    return ops.concatenate([branches[k] for k in range(4)], axis=-1)
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class Conv2D(keras.layers.Layer):
+    """3x3 or 1x1 convolution with bias and optional leaky ReLU, ordinary or shifted.
+
+    Args:
+        filters: number of outputs.
+        kernel_size: 3 or 1.
+        shifted: read no row below the output's (see the head of this module).
+        slope: of the leaky ReLU for negative values; None for no activation.
+        gain: the weights start normal (not truncated) with variance gain / fan_in.
+
+    Input shape: [N, H, W, C]. Output shape: [N, H, W, filters].
+    """
+
+    def __init__(self, filters, kernel_size=3, shifted=False, slope=0.1, gain=2.0, **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.shifted = shifted
+        self.slope = slope
+        self.gain = gain
+
+    def build(self, input_shape):
+        self._add_weights(input_shape[-1])
+
+    def _add_weights(self, channels):
+        shape = (self.kernel_size, self.kernel_size, channels, self.filters)
+        start = "zeros"
+        if self.gain:
+            start = keras.initializers.VarianceScaling(self.gain, "fan_in", "untruncated_normal")
+        self.kernel = self.add_weight(name="kernel", shape=shape, initializer=start)
+        self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
+
+    def call(self, x):
+        return self._activate(self._convolve(x, self.kernel))
+
+    def _convolve(self, x, kernel):
+        if self.kernel_size == 1 or not self.shifted:
+            return ops.conv(x, kernel, padding="same", data_format="channels_last")
+        x = ops.pad(x, [[0, 0], [2, 0], [1, 1], [0, 0]])
+        return ops.conv(x, kernel, padding="valid", data_format="channels_last")
+
+    def _activate(self, x):
+        x = x + self.bias
+        return x if self.slope is None else ops.leaky_relu(x, negative_slope=self.slope)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.filters)
+
+    def get_config(self):
+        return super().get_config() | {
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "shifted": self.shifted,
+            "slope": self.slope,
+            "gain": self.gain,
+        }
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class UpsampleConv2D(Conv2D):
+    """3x3 convolution of [nearest x2 upsampling of `low`, `skip`], without upsampling.
+
+    After a nearest-neighbour upsampling, a 3x3 kernel reads only 2x2 different pixels,
+    so the part that acts on `low` is four 2x2 convolutions at the low resolution, one a
+    phase (row parity p, column parity q): 4/9 of the work, and the upsampled tensor is
+    never written. The kernel is the one of the plain form, [3, 3, low + skip, filters].
+
+    Args:
+        fused: False computes the plain form (upsample, concatenate, convolve).
+        Others as in Conv2D.
+
+    Input shape: low [N, H, W, A], skip [N, 2H, 2W, B]. Output shape: [N, 2H, 2W, filters].
+    """
+
+    def __init__(self, filters, fused=True, **kwargs):
+        super().__init__(filters, **kwargs)
+        self.fused = fused
+
+    def build(self, low_shape, skip_shape):
+        self._add_weights(low_shape[-1] + skip_shape[-1])
+
+    def call(self, low, skip):
+        channels = low.shape[-1]
+        if not self.fused:
+            up = ops.repeat(ops.repeat(low, 2, axis=1), 2, axis=2)
+            return self._activate(self._convolve(ops.concatenate([up, skip], axis=-1), self.kernel))
+        up = self._convolve_upsampled(low, self.kernel[:, :, :channels])
+        return self._activate(up + self._convolve(skip, self.kernel[:, :, channels:]))
+
+    def _convolve_upsampled(self, x, kernel):
+        """The phases of the upsampled convolution, interleaved: [N,H,W,A] -> [N,2H,2W,filters].
+
+        Which low row a kernel row falls on, and so which are added up, by row parity:
+
+            ordinary   p = 0: 0 | 1+2 on rows i-1, i     p = 1: 0+1 | 2 on rows i, i+1
+            shifted    p = 0: 0+1 | 2 on rows i-1, i     p = 1: 0 | 1+2 on rows i-1, i
+        """
+        first, second = (lambda k: (k[0], k[1] + k[2])), (lambda k: (k[0] + k[1], k[2]))
+        row_kernels = [ops.stack(part(kernel)) for part in ((second, first) if self.shifted else (first, second))]
+        row_pads = [(1, 0), (1, 0)] if self.shifted else [(1, 0), (0, 1)]
+        rows = []
+        for row_kernel, row_pad in zip(row_kernels, row_pads):
+            by_column = ops.transpose(row_kernel, (1, 0, 2, 3))
+            phases = []
+            for part, column_pad in ((first, (1, 0)), (second, (0, 1))):
+                phase_kernel = ops.transpose(ops.stack(part(by_column)), (1, 0, 2, 3))
+                padded = ops.pad(x, [[0, 0], row_pad, column_pad, [0, 0]])
+                phases.append(ops.conv(padded, phase_kernel, padding="valid", data_format="channels_last"))
+            rows.append(ops.stack(phases, axis=3))
+        stacked = ops.stack(rows, axis=2)  # [N, H, 2, W, 2, F]
+        n, height, _, width, _, filters = ops.shape(stacked)
+        return ops.reshape(stacked, (n, 2 * height, 2 * width, filters))
+
+    def compute_output_shape(self, low_shape, skip_shape):
+        return (*skip_shape[:-1], self.filters)
+
+    def get_config(self):
+        return super().get_config() | {"fused": self.fused}
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class MaxPool2D(keras.layers.Layer):
+    """2x2 maximum, of the image or (shifted) of the image moved down by one row.
+
+    A column of four rows, pooled in rows only for the picture:
+
+        1 2 3 4   ordinary -> 2 4     shifted -> 0 1 2 3 -> 1 3
+
+    Input shape: [N, H, W, C], H and W even. Output shape: [N, H/2, W/2, C].
+    """
+
+    def __init__(self, shifted=False, **kwargs):
+        super().__init__(**kwargs)
+        self.shifted = shifted
+
+    def call(self, x):
+        if self.shifted:
+            x = shift_down(x)
+        return ops.max_pool(x, 2, 2, padding="valid", data_format="channels_last")
+
+    def compute_output_shape(self, input_shape):
+        n, height, width, channels = input_shape
+        return (n, height and height // 2, width and width // 2, channels)
+
+    def get_config(self):
+        return super().get_config() | {"shifted": self.shifted}
