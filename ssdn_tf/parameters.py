@@ -38,7 +38,7 @@ class KnownParameter(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class GlobalParameter(KnownParameter):
-    """One number for the data set: constrain(start + rate * weight), the weight starting at 0.
+    """One number for the data set: constrain(rate * weight), with rate * weight = start at first.
 
     Adam moves a weight by about one learning rate a step whatever its gradient, so a
     number that has a long way to go needs more than the network's rate: `rate`
@@ -51,10 +51,11 @@ class GlobalParameter(KnownParameter):
         self.rate = rate
 
     def build(self, noisy_shape, noise_parameter_shape):
-        self.raw = self.add_weight(name="noise_data", shape=(1, 1, 1, 1), initializer="zeros")
+        start = keras.initializers.Constant(self.start / self.rate)
+        self.raw = self.add_weight(name="noise_data", shape=(1, 1, 1, 1), initializer=start)
 
     def call(self, noisy, noise_parameter):
-        return self.noise.constrain(self.start + self.rate * self.raw)
+        return self.noise.constrain(self.rate * self.raw)
 
     def compute_output_shape(self, noisy_shape, noise_parameter_shape):
         return (1, 1, 1, 1)
@@ -65,10 +66,10 @@ class GlobalParameter(KnownParameter):
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class PerImageParameter(KnownParameter):
-    """One number a picture: constrain(start + spatial mean of a plain U-Net with one output).
+    """One number a picture: constrain(spatial mean of a plain U-Net with one output).
 
-    The U-Net's last layer starts at zero, so all pictures start equal; without that the
-    estimate fails to converge.
+    The weights of the U-Net's last layer start at zero and its bias at `start`, so all
+    pictures start equal; without that the estimate fails to converge. Published: start 0.
     """
 
     def __init__(self, noise, start=0.0, width=48, **kwargs):
@@ -79,10 +80,11 @@ class PerImageParameter(KnownParameter):
 
     def build(self, noisy_shape, noise_parameter_shape):
         self.network.build(noisy_shape)
+        self.network.nin_c.bias.assign([self.start])
 
     def call(self, noisy, noise_parameter):
         raw = ops.mean(self.network(noisy), axis=(1, 2), keepdims=True)
-        return self.noise.constrain(self.start + raw)
+        return self.noise.constrain(raw)
 
     def get_config(self):
         return super().get_config() | {"start": self.start, "width": self.width}

@@ -1,0 +1,164 @@
+"""Training samples as a function of (seed, index): which crop, which level, which noise.
+
+Everything random about sample i comes from one NumPy generator keyed with (seed, i), so
+a run draws the same samples on every backend, on any number of replicas and threads,
+and after a restart. `training` carries the batches.
+"""
+
+import concurrent.futures
+import os
+import pathlib
+
+import numpy as np
+
+from ssdn_tf import images
+from ssdn_tf.errors import UserError
+
+_TRAIN_PHOTOGRAPHS = (
+    "astronaut.png", "chelsea.png", "motorcycle_left.png", "retina.jpg",
+    "ihc.png", "hubble_deep_field.jpg", "camera.png", "coins.png", "moon.png",
+    "brick.png", "grass.png", "gravel.png",
+)  # fmt: skip
+_HELD_OUT_PHOTOGRAPHS = ("coffee.png", "rocket.jpg")
+
+
+def sample_photographs():
+    """Files that scikit-image carries in its wheel: (for training, held out)."""
+    import skimage.data
+
+    folder = pathlib.Path(skimage.data.__file__).parent
+    return [[folder / n for n in names] for names in (_TRAIN_PHOTOGRAPHS, _HELD_OUT_PHOTOGRAPHS)]
+
+
+def hold_out(files, most=8):
+    """Splits files into (training, held out): every tenth or so, at most `most`."""
+    count = min(most, len(files) // 10)
+    if not count:
+        return files, []
+    held = set(files[len(files) // (2 * count) :: len(files) // count][:count])
+    return [f for f in files if f not in held], sorted(held)
+
+
+class ImageStore:
+    """Pictures by number. Decoded ones stay in memory up to a budget, the others are read again.
+
+    Args:
+        files: paths. Broken ones, and those smaller than `crop`, are named in a warning
+            and left out.
+        crop: least height and width.
+        memory_mb: budget for decoded pictures, in MiB.
+
+    Raises:
+        UserError: no usable picture is left.
+    """
+
+    def __init__(self, files, crop, memory_mb=2048):
+        self._budget = memory_mb * 2**20
+        self._crop = crop
+        self._decoded = {}
+        files, problems = list(files), {}
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for file, problem in zip(files, pool.map(self._admit, files)):
+                if problem:
+                    problems[file] = problem
+        self.files = [f for f in files if f not in problems]
+        for problem in sorted(set(problems.values())):
+            names = [f.name for f in files if problems.get(f) == problem]
+            images.warn(f"left out {images.enumerate_names(names)}: {problem}.")
+        if not self.files:
+            raise UserError(
+                f"expected pictures of at least {crop}x{crop} for crops of that size, received none "
+                f"(left out: {images.enumerate_names([f.name for f in files])})."
+            )
+
+    def _admit(self, file):
+        """None, or what is wrong with the file. Decodes it while the budget lasts."""
+        try:
+            height, width = images.size(file)
+            if min(height, width) < self._crop:
+                return f"smaller than the crop of {self._crop}x{self._crop}"
+            if self._budget > 0:
+                pixels = images.read(file)
+                # Threads may overdraw the budget by a picture each.
+                self._budget -= pixels.nbytes
+                self._decoded[file] = pixels
+        except UserError:
+            return "no readable picture"
+        return None
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, number):
+        file = self.files[number]
+        pixels = self._decoded.get(file)
+        return images.read(file) if pixels is None else pixels
+
+
+class Samples:
+    """Samples of a training.
+
+    `self[i]` is a dict of float32 arrays, the inputs of the training model:
+
+        noisy            [crop, crop, C], in [0, 1] plus noise, not clipped
+        noise_parameter  [1, 1, 1], in the unit of the noise model   (pipeline blindspot)
+        target           [crop, crop, C]: the clean crop (n2c), a second noisy one with its
+                         own noise and level (n2n), or the noisy one itself (mean)
+        exponent         [1, 1, 1], of the annealed loss              (impulse noise in the target)
+
+    The clean crop is in no sample of a self-supervised pipeline.
+
+    Args:
+        store: sequence of uint8 or uint16 [H, W, 1 or 3].
+        experiment: experiments.Experiment.
+        noise: the NoiseModel.
+        crop: side of the samples.
+        seed: of the run.
+        exponent: function of the image index, or None.
+        noisy_already: the pictures are noisy; nothing is added.
+    """
+
+    def __init__(self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False):
+        self.store = store
+        self.experiment = experiment
+        self.noise = noise
+        self.crop = crop
+        self.seed = seed
+        self.exponent = exponent
+        self.noisy_already = noisy_already
+
+    def __getitem__(self, index):
+        rng = np.random.default_rng((self.seed, index))
+        clean = self._crop(rng)
+        noisy, parameter = self._corrupt(clean, rng)
+        pipeline = self.experiment.pipeline
+        sample = {"noisy": noisy}
+        if pipeline == "blindspot":
+            sample["noise_parameter"] = np.full((1, 1, 1), parameter, np.float32)
+        elif pipeline == "n2c":
+            sample["target"] = clean
+        elif pipeline == "n2n":
+            sample["target"] = self._corrupt(clean, rng)[0]
+        else:
+            sample["target"] = noisy
+        if self.exponent:
+            sample["exponent"] = np.full((1, 1, 1), self.exponent(index), np.float32)
+        return sample
+
+    def batch(self, start, size):
+        """Samples start, start + 1, ..., stacked: a dict of [size, ...]."""
+        samples = [self[i] for i in range(int(start), int(start) + size)]
+        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
+
+    def _crop(self, rng):
+        pixels = self.store[rng.integers(len(self.store))]
+        top, left = (rng.integers(side - self.crop + 1) for side in pixels.shape[:2])
+        pixels = pixels[top : top + self.crop, left : left + self.crop]
+        return images.to_float(images.to_channels(pixels, self.experiment.channels))
+
+    def _corrupt(self, clean, rng):
+        low, high = self.experiment.low, self.experiment.high
+        parameter = self.experiment.parameter(low if low == high else rng.uniform(low, high))
+        if self.noisy_already:
+            return clean, parameter
+        return self.noise.corrupt(clean, parameter, rng), parameter

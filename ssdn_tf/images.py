@@ -1,0 +1,148 @@
+"""Image files and folders of them, as NumPy arrays. No Keras here."""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+import numpy as np
+from PIL import Image
+
+from ssdn_tf.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+
+
+def warn(sentence):
+    """One line on stderr."""
+    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def read(path):
+    """The picture in a file: uint8 or uint16 [H, W, C], C = 1 or 3; transparency is dropped.
+
+    Raises:
+        UserError: the file cannot be read, or is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                pixels = np.asarray(image).astype(np.int64)
+                if pixels.min() < 0 or pixels.max() > 65535:
+                    raise UserError(f"{path}: expected 8 or 16 bit, received values up to {pixels.max()}.")
+                return pixels.astype(np.uint16)[..., None]
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            pixels = np.asarray(image.convert(mode))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: expected a picture, received a file that cannot be read ({error}).") from error
+    return pixels[..., None] if mode == "L" else pixels
+
+
+def to_float(pixels):
+    """uint8 or uint16 to float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def to_channels(pixels, channels):
+    """[H,W,1 or 3] integers with the wanted channels: gray is tiled, colour becomes the
+    rounded channel mean (as the paper does it; not luma: (200, 100, 50) gives 117)."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    return np.round(pixels.mean(axis=-1, keepdims=True)).astype(pixels.dtype)
+
+
+def to_uint8(image):
+    """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
+    return np.clip(255.0 * np.asarray(image, np.float64) + 0.5, 0.0, 255.0).astype(np.uint8)
+
+
+def write(path, image):
+    """Writes float [H,W,C] in [0, 1] (or uint8) as 8 bit; the suffix of the path says the format.
+
+    The file appears whole or not at all.
+
+    Raises:
+        UserError: unknown suffix, or the disk refuses.
+    """
+    path = pathlib.Path(path)
+    pixels = image if image.dtype == np.uint8 else to_uint8(image)
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: expected a name ending in one of {', '.join(SUFFIXES)}, received '{path.suffix}'.")
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=Image.registered_extensions()[path.suffix.lower()]))
+
+
+def write_whole(path, write_to):
+    """Calls `write_to(binary file)` on a new file and moves it to `path` when it is complete.
+
+    A failure (a full disk, Ctrl-C) leaves what was at `path` before as it was.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+    path = pathlib.Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = pathlib.Path(file.name)
+            write_to(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def find(folder):
+    """The picture files below a folder, sorted by name.
+
+    Files with another suffix are named in one warning and left out.
+
+    Raises:
+        UserError: no such folder, or no picture in it.
+    """
+    folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"expected a folder with pictures, received '{folder}', which is none.")
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
+    others = [f.name for f in files if f.suffix.lower() not in SUFFIXES]
+    if others:
+        warn(f"{folder}: left out {enumerate_names(others)}: no picture suffix.")
+    if not pictures:
+        raise UserError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), received none.")
+    return pictures
+
+
+def enumerate_names(names, most=5):
+    """'a, b, c and 4 more'."""
+    names = [str(name) for name in names]
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def size(path):
+    """(height, width) from the header alone.
+
+    Raises:
+        UserError: the file is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: expected a picture, received a file that cannot be read ({error}).") from error
