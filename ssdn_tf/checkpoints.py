@@ -43,7 +43,9 @@ def load(path, variables):
     unlike = [n for n, v in variables.items() if n in arrays and arrays[n].shape != tuple(v.shape)]
     if missing or unlike:
         name = (missing + unlike)[0]
-        raise UserError(f"{path}: expected a checkpoint of this model, received one whose '{name}' is missing or differs in shape.")
+        raise UserError(
+            f"{path}: expected a checkpoint of this model, received one whose '{name}' is missing or differs in shape."
+        )
     for name, variable in variables.items():
         variable.assign(arrays[name])
     return json.loads(str(arrays[_POSITION]))

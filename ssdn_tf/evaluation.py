@@ -3,12 +3,15 @@
 import dataclasses
 import math
 import pathlib
+import time
 import zlib
 
 import numpy as np
 
-from ssdn_tf import images, metrics
+from ssdn_tf import data, images, metrics, report
+from ssdn_tf.denoisers import noise_model
 from ssdn_tf.errors import UserError
+from ssdn_tf.experiments import Experiment
 from ssdn_tf.networks import GRID
 
 # Name: (folder below --data_dir, pattern, published repeats).
@@ -20,19 +23,24 @@ SETS = {
 
 
 def image_set(name, data_dir=None):
-    """(label, files, repeats) of a named set below `data_dir`, or of a folder of clean pictures.
+    """(label, files, repeats) of a named set below `data_dir`, of "sample" (the held-out
+    photographs of scikit-image), or of a folder of clean pictures.
 
     Raises:
         UserError: the folder is missing or holds no picture.
     """
+    if name == "sample":
+        return name, data.sample_photographs()[1], 1
     if name not in SETS:
         folder = pathlib.Path(name)
         if not folder.is_dir():
-            raise UserError(f"--dataset: expected one of {', '.join(SETS)} or a folder, received '{name}'.")
+            raise UserError(f"--dataset: expected one of {', '.join(SETS)}, sample or a folder, received '{name}'.")
         return folder.name, images.find(folder), 1
     folder, pattern, repeats = SETS[name]
     if not data_dir:
-        raise UserError(f"--dataset={name}: expected --data_dir with the folder '{folder}' in it, received no --data_dir.")
+        raise UserError(
+            f"--dataset={name}: expected --data_dir with the folder '{folder}' in it, received no --data_dir."
+        )
     files = sorted((pathlib.Path(data_dir) / folder).glob(pattern))
     if not files:
         raise UserError(f"--dataset={name}: expected {pattern} in '{pathlib.Path(data_dir) / folder}', received none.")
@@ -110,3 +118,99 @@ def scores(case, result):
         row["psnr_mu_x"] = metrics.psnr(result["mu_x"], case.clean)
     row["ssim"] = metrics.ssim(result["denoised"], case.clean)
     return row
+
+
+def denoise_any_size(model, noisy, parameter):
+    """As `denoise` for a noisy picture [H,W,C] of any size.
+
+    Zeros fill up to the network's grid at bottom and right, as they do beyond the edge of
+    a training crop. (A reflection would show a pixel its own noise, across the edge.)
+    """
+    height, width = noisy.shape[:2]
+    rows, columns = padded_size(height, width)
+    padded = np.pad(noisy, ((0, rows - height), (0, columns - width), (0, 0)))
+    return denoise(model, padded, parameter, (height, width))
+
+
+def model_denoiser(model):
+    """Function (Corrupted) -> result, of an inference model."""
+    return lambda case: denoise(model, case.padded, case.parameter, case.clean.shape[:2])
+
+
+def cbm3d_denoiser(experiment):
+    """The same of CBM3D, told the true sigma.
+
+    Raises:
+        UserError: the noise is not Gaussian, or the package is missing.
+    """
+    if experiment.noise != "gaussian":
+        raise UserError(f"--baseline=cbm3d: expected Gaussian noise, received {experiment.noise}.")
+    from ssdn_tf import baselines
+
+    baselines.require()
+    return lambda case: {"denoised": baselines.cbm3d(case.noisy, case.parameter)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Which noisy pictures are made: those of one set, `repeats` draws each.
+
+    pad: "image" (each to its own next multiples of 32) or "set_square" (as published).
+    """
+
+    experiment: Experiment
+    label: str
+    files: list
+    repeats: int
+    seed: int
+    pad: str = "image"
+
+    def __iter__(self):
+        """Yields (file, repeat, Corrupted)."""
+        noise = noise_model(self.experiment)
+        square = set_square(self.files) if self.pad == "set_square" else None
+        for file in self.files:
+            clean = images.to_float(images.to_channels(images.read(file), self.experiment.channels))
+            for repeat in range(self.repeats):
+                generator = rng(self.seed, self.label, file.name, repeat)
+                yield file, repeat, corrupt(clean, self.experiment, noise, generator, square)
+
+
+def evaluate(protocol, name, denoiser, output, pictures):
+    """Scores of one denoiser on one set.
+
+    Args:
+        protocol: Protocol.
+        name: of the denoiser, for the table.
+        denoiser: function (Corrupted) -> {"denoised": [H,W,C], ...}.
+        output: folder for the pictures.
+        pictures: how many pictures of the set to leave there.
+
+    Returns:
+        dict: name, dataset, experiment, repeats, means, standard errors, and the rows of
+        every picture and repeat.
+    """
+    rows, begin = [], time.perf_counter()
+    total = len(protocol.files) * protocol.repeats
+    for file, repeat, case in protocol:
+        result = denoiser(case)
+        row = {"image": file.name, "repeat": repeat, "level": protocol.experiment.level(case.parameter)}
+        row |= scores(case, result)
+        if "noise_parameter" in result:
+            row["estimated_level"] = protocol.experiment.level(result["noise_parameter"])
+        if repeat == 0 and len(rows) < pictures * protocol.repeats:
+            path = output / f"{protocol.label}-{file.stem}-{name}.png"
+            images.write(path, report.strip(case, result, row))
+        rows.append(row)
+        left = (time.perf_counter() - begin) / len(rows) * (total - len(rows))
+        print(f"{protocol.label} {len(rows)}/{total}  {file.name}  {row['psnr']:.2f} dB  {left:.0f} s left", flush=True)
+    return {
+        "name": name,
+        "dataset": protocol.label,
+        "experiment": protocol.experiment.to_dict(),
+        "images": len(protocol.files),
+        "repeats": protocol.repeats,
+        **report.statistics(rows),
+        "seconds": round(time.perf_counter() - begin, 1),
+        "rows": rows,
+    }

@@ -72,7 +72,9 @@ def write(path, image):
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: expected a name ending in one of {', '.join(SUFFIXES)}, received '{path.suffix}'.")
-    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=Image.registered_extensions()[path.suffix.lower()]))
+    write_whole(
+        path, lambda file: Image.fromarray(pixels).save(file, format=Image.registered_extensions()[path.suffix.lower()])
+    )
 
 
 def write_whole(path, write_to):

@@ -96,6 +96,5 @@ def check_grid(shape):
     for size in shape[1:3]:
         if isinstance(size, int) and size % GRID:
             raise ValueError(
-                f"the network takes heights and widths that are multiples of {GRID}. "
-                f"Received: shape={tuple(shape)}"
+                f"the network takes heights and widths that are multiples of {GRID}. Received: shape={tuple(shape)}"
             )

@@ -255,9 +255,7 @@ class ImpulseNoise(NoiseModel):
         Returns:
             float [N, H, W, C].
         """
-        log_clean, log_impulse = self._log_joint(
-            noisy, self.effective_prior(prior), parameter, determinant_floor
-        )
+        log_clean, log_impulse = self._log_joint(noisy, self.effective_prior(prior), parameter, determinant_floor)
         kept = ops.sigmoid(log_clean - log_impulse)[..., None]
         return prior.mu_x + kept * (noisy - prior.mu_x)
 

@@ -1,15 +1,5 @@
-"""A training run: samples to the model, progress, checkpoints, resumption.
+"""A training run: samples to the model, progress, checkpoints, resumption."""
 
-A run is a folder:
-
-    options.json      what was asked for; the same command goes on with the run
-    checkpoint.npz    weights, optimizer, position
-    history.jsonl     one line a report
-    events.out.*      the same for TensorBoard
-"""
-
-import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -19,113 +9,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf import checkpoints, data, denoisers, evaluation, images, metrics, schedules
+from ssdn_tf import checkpoints, data, denoisers, evaluation, images, runs, schedules
 from ssdn_tf.errors import UserError
-from ssdn_tf.experiments import Experiment
 from ssdn_tf.optimizers import SkippingAdam
+from ssdn_tf.progress import History, Validation, progress_line
 
 _TOO_MANY_SKIPS = 100  # in a row
 _WORK = 1.25e6  # multiply-adds a pixel, forward, of the blind colour network
-_VALIDATION_SIDE = 128
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What decides the result of a run; a run directory belongs to one set of options.
-
-    start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate"
-        takes a robust estimate from noisy crops, "published" raw 0, a number is a level.
-    """
-
-    experiment: Experiment
-    train_data: str = "sample"
-    noisy_already: bool = False
-    train_images: int = 2_000_000
-    batch_size: int = 4
-    crop: int = 256
-    learning_rate: float = 3e-4
-    seed: int = 0
-    start: str = "published"
-    rate: float = 1.0
-    validation: str = "none"
-    warm_start: str = ""
-    width: int = 48
-
-    def to_dict(self):
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values):
-        return cls(**values | {"experiment": Experiment(**values["experiment"])})
-
-    @property
-    def steps(self):
-        return math.ceil(self.train_images / self.batch_size)
-
-
-# ---------------------------------------------------------------- the run's folder
-
-
-def new_run_dir(root, name):
-    """root/00007-name, one above the largest number there."""
-    root = pathlib.Path(root)
-    numbers = [int(p.name.split("-")[0]) for p in root.glob("[0-9]*-*") if p.name.split("-")[0].isdigit()]
-    return root / f"{max(numbers, default=-1) + 1:05d}-{name}"
-
-
-def newest_run(root):
-    """The run below `root` whose checkpoint is newest.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = sorted(pathlib.Path(root).glob("*/checkpoint.npz"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise UserError(f"expected a finished or running training below '{root}', received none; train first, or give --model.")
-    return found[-1].parent
-
-
-def read_options(run_dir):
-    """Options of an existing run.
-
-    Raises:
-        UserError: the folder is no run.
-    """
-    path = pathlib.Path(run_dir) / "options.json"
-    try:
-        return Options.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"expected the folder of a run, received '{run_dir}', whose options.json cannot be read ({error}).") from error
-
-
-def claim(run_dir, options):
-    """Makes the folder of a run, or checks that an existing one belongs to these options.
-
-    Raises:
-        UserError: it belongs to others, or holds something that is no run.
-    """
-    run_dir = pathlib.Path(run_dir)
-    if run_dir.is_file():
-        raise UserError(f"--run_dir: expected a folder, received the file '{run_dir}'.")
-    if not (run_dir / "options.json").exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
-            raise UserError(f"--run_dir: expected a new folder or that of a run, received '{run_dir}', which holds other files.")
-        text = json.dumps(options.to_dict(), indent=2) + "\n"
-        images.write_whole(run_dir / "options.json", lambda file: file.write(text.encode()))
-        return
-    there, asked = _flat(read_options(run_dir).to_dict()), _flat(options.to_dict())
-    differing = [key for key in asked if there[key] != asked[key]]
-    if differing:
-        had = ", ".join(f"{key}={there[key]}" for key in differing)
-        got = ", ".join(f"{key}={asked[key]}" for key in differing)
-        raise UserError(f"--run_dir: '{run_dir}' belongs to a run with other options: expected {had}, received {got}.")
-
-
-def _flat(options):
-    return {k: v for k, v in options.items() if k != "experiment"} | options["experiment"]
-
-
-# ---------------------------------------------------------------- what is trained
 
 
 def training_files(options, data_dir=None):
@@ -190,7 +80,7 @@ def build(options, samples):
     schedule = schedules.RampUpRampDown(
         peak=options.learning_rate, train_images=options.train_images, batch_size=options.batch_size
     )
-    optimizer = SkippingAdam(schedule, beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+    optimizer = SkippingAdam(schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8)
     denoiser.training.compile(optimizer=optimizer, jit_compile=True)
     denoiser.inference.compile(jit_compile=True)
     optimizer.build(denoiser.training.trainable_variables)
@@ -199,7 +89,7 @@ def build(options, samples):
 
 def load_inference(run_dir):
     """(Options, inference model, position) of a run, from its checkpoint."""
-    options = read_options(run_dir)
+    options = runs.read_options(run_dir)
     denoiser = build(options, None)
     path = pathlib.Path(run_dir) / "checkpoint.npz"
     position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
@@ -240,116 +130,6 @@ class _Batches(keras.utils.PyDataset):
         return self.samples.batch((self.start + i) * self.size, self.size)
 
 
-# ---------------------------------------------------------------- progress
-
-
-class Validation:
-    """PSNR of fixed noisy 128x128 centre crops (at most `most` pictures), in one batch."""
-
-    def __init__(self, files, options, most=8):
-        experiment, noise = options.experiment, denoisers.noise_model(options.experiment)
-        self.cases = []
-        for file in files[:most]:
-            clean = images.to_float(images.to_channels(images.read(file), experiment.channels))
-            sides = [min(side, _VALIDATION_SIDE) for side in clean.shape[:2]]
-            top, left = ((side - part) // 2 for side, part in zip(clean.shape[:2], sides))
-            clean = clean[top : top + sides[0], left : left + sides[1]]
-            generator = evaluation.rng(options.seed, "validation", pathlib.Path(file).name, 0)
-            self.cases.append(evaluation.corrupt(clean, experiment, noise, generator, _VALIDATION_SIDE))
-
-    def __call__(self, model):
-        """Means over the pictures: {"psnr": dB of the answer, "psnr_mu_x": ...}; {} without pictures."""
-        if not self.cases:
-            return {}
-        inputs = {"noisy": np.stack([case.padded for case in self.cases])}
-        if "noise_parameter" in model.input:
-            levels = np.array([case.parameter for case in self.cases], np.float32)
-            inputs["noise_parameter"] = levels.reshape(-1, 1, 1, 1)
-        outputs = model.predict_on_batch(inputs)
-        result = {}
-        for key, name in (("denoised", "psnr"), ("mu_x", "psnr_mu_x")):
-            if key in outputs:
-                result[name] = float(np.mean([self._psnr(c, np.asarray(o)) for c, o in zip(self.cases, outputs[key])]))
-        return result
-
-    @staticmethod
-    def _psnr(case, output):
-        height, width = case.clean.shape[:2]
-        return metrics.psnr(output[:height, :width], case.clean)
-
-
-class History:
-    """history.jsonl and, where the tensorboard package is there, its event file."""
-
-    def __init__(self, run_dir, images_seen):
-        self.path = pathlib.Path(run_dir) / "history.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        # What came after the checkpoint is trained, and reported, again.
-        kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
-        if len(kept) < len(lines):
-            text = "".join(line + "\n" for line in kept)
-            images.write_whole(self.path, lambda file: file.write(text.encode()))
-        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
-        self.writer = _event_writer(run_dir)
-
-    def add(self, row):
-        # JSON has no NaN.
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(clean) + "\n")
-        except OSError as error:
-            images.warn(f"{self.path}: a line of the history is lost ({error.strerror}).")
-        if self.writer:
-            self.writer(row)
-
-
-def _event_writer(run_dir):
-    try:
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-    except ImportError:
-        print("TensorBoard: off (pip install tensorboard turns it on).")
-        return None
-    writer = EventFileWriter(str(run_dir))
-
-    def write(row):
-        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in row.items() if k != "images"]
-        summary = summary_pb2.Summary(value=values)
-        writer.add_event(event_pb2.Event(wall_time=time.time(), step=row["images"], summary=summary))
-        writer.flush()
-
-    return write
-
-
-def duration(seconds):
-    """'12 s', '3.5 min', '4.2 h', '6.1 days'."""
-    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (360_000, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.{0 if unit == 's' else 1}f} {unit}"
-    return f"{seconds / 86400:.1f} days"
-
-
-def progress_line(row, options, left):
-    """What the terminal shows of a report."""
-    total = options.train_images
-    parts = [
-        f"{row['images']:>{len(f'{total:,}')},} / {total:,} images",
-        f"{row['images_per_second']:.1f}/s",
-        f"{duration(left)} left",
-        f"loss {row['loss']:.4f}",
-    ]
-    if "noise_level" in row:
-        parts.append(f"{ {'gaussian': 'sigma', 'poisson': 'lam', 'impulse': 'alpha'}[options.experiment.noise]} {row['noise_level']:.4g}")
-    if "psnr_mu_x" in row:
-        parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
-    elif "psnr" in row:
-        parts.append(f"PSNR {row['psnr']:.2f} dB")
-    if row["skipped"]:
-        parts.append(f"{row['skipped']} steps skipped")
-    return "  ".join(parts)
-
-
 def estimated_seconds(options):
     """Rough length of a training from scratch: its multiply-adds at the rate of a large convolution here."""
     x = np.ones((16, 64, 64, 96), np.float32)
@@ -364,9 +144,6 @@ def estimated_seconds(options):
     if options.experiment.parameter_source == "per_image":
         work *= 1.25
     return options.train_images * options.crop**2 * 3 * work / rate
-
-
-# ---------------------------------------------------------------- the run
 
 
 class _StopOnSignal(keras.callbacks.Callback):
@@ -400,7 +177,7 @@ class Run:
         files, held_out = training_files(options, data_dir)
         self.samples = make_samples(options, files, memory_mb)
         self.validation = Validation(held_out, options)
-        claim(run_dir, options)
+        runs.claim(run_dir, options)
         self.denoiser = build(options, self.samples)
         self.optimizer = self.denoiser.training.optimizer
         self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)

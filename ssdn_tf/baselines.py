@@ -1,0 +1,55 @@
+"""Denoisers of others, to compare with."""
+
+import numpy as np
+
+from ssdn_tf.errors import UserError
+
+# bm3d matches blocks of 8x8: it refuses smaller pictures and crashes (4.0.3) on one of exactly 8x8.
+_LEAST_SIDE = 16
+
+
+def cbm3d(noisy, sigma):
+    """CBM3D (BM3D for one channel), as the optional package `bm3d` computes it; slow.
+
+    Reference: Dabov et al., Color image denoising via sparse 3D collaborative filtering with
+    grouping constraint in luminance-chrominance space, ICIP 2007.
+
+    Args:
+        noisy: float32 [H,W,3] or [H,W,1], in [0, 1] plus noise that is independent from pixel to
+            pixel and from channel to channel; not clipped. Any H, W >= 1.
+        sigma: standard deviation of the noise, in the same unit; 25 means 25/255.
+
+    Returns:
+        float32, the shape of `noisy`, not clipped.
+
+    Raises:
+        UserError: `bm3d` is not installed (its licence is for non-commercial use only), or it cannot
+            work with the picture: not finite, or channels without noise of their own.
+        ValueError: the shape is none of the above.
+    """
+    if noisy.ndim != 3 or noisy.shape[-1] not in (1, 3) or not noisy.size:
+        raise ValueError(f"noisy must be [H, W, 1 or 3]. Received: noisy.shape={noisy.shape}")
+    bm3d = _bm3d()
+    height, width = noisy.shape[:2]
+    missing = [(0, max(0, _LEAST_SIDE - side)) for side in (height, width)]
+    padded = np.pad(noisy.astype(np.float64), (*missing, (0, 0)), mode="symmetric")
+    # A channel (or a difference of channels) without contrast is divided by its range, 0.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if noisy.shape[-1] == 3:
+            denoised = bm3d.bm3d_rgb(padded, float(sigma))
+        else:
+            denoised = bm3d.bm3d(padded[..., 0], float(sigma))[..., None]
+    if not np.isfinite(denoised).all():
+        raise UserError("CBM3D: expected finite pixels with noise in each channel, received others.")
+    return denoised[:height, :width].astype(np.float32)
+
+
+def _bm3d():
+    try:
+        import bm3d
+    except ImportError as error:
+        raise UserError(
+            'CBM3D: expected the package bm3d (pip install "ssdn_tf[bm3d]"; its licence is for '
+            f"non-commercial use only), received '{error}'."
+        ) from error
+    return bm3d

@@ -1,0 +1,115 @@
+"""What a training run is asked to do, and the folder that it lives in:
+
+options.json      what was asked for; the same command goes on with the run
+checkpoint.npz    weights, optimizer, position
+history.jsonl     one line a report
+events.out.*      the same for TensorBoard
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+from ssdn_tf import images
+from ssdn_tf.errors import UserError
+from ssdn_tf.experiments import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What decides the result of a run; a run directory belongs to one set of options.
+
+    start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate"
+        takes a robust estimate from noisy crops, "published" raw 0, a number is a level.
+    """
+
+    experiment: Experiment
+    train_data: str = "sample"
+    noisy_already: bool = False
+    train_images: int = 2_000_000
+    batch_size: int = 4
+    crop: int = 256
+    learning_rate: float = 3e-4
+    seed: int = 0
+    start: str = "published"
+    rate: float = 1.0
+    validation: str = "none"
+    warm_start: str = ""
+    width: int = 48
+
+    def to_dict(self):
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values):
+        return cls(**values | {"experiment": Experiment(**values["experiment"])})
+
+    @property
+    def steps(self):
+        return math.ceil(self.train_images / self.batch_size)
+
+
+def new_run_dir(root, name):
+    """root/00007-name, one above the largest number there."""
+    root = pathlib.Path(root)
+    numbers = [int(p.name.split("-")[0]) for p in root.glob("[0-9]*-*") if p.name.split("-")[0].isdigit()]
+    return root / f"{max(numbers, default=-1) + 1:05d}-{name}"
+
+
+def newest_run(root):
+    """The run below `root` whose checkpoint is newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = sorted(pathlib.Path(root).glob("*/checkpoint.npz"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise UserError(
+            f"expected a finished or running training below '{root}', received none; train first, or give --model."
+        )
+    return found[-1].parent
+
+
+def read_options(run_dir):
+    """Options of an existing run.
+
+    Raises:
+        UserError: the folder is no run.
+    """
+    path = pathlib.Path(run_dir) / "options.json"
+    try:
+        return Options.from_dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"expected the folder of a run, received '{run_dir}', whose options.json cannot be read ({error})."
+        ) from error
+
+
+def claim(run_dir, options):
+    """Makes the folder of a run, or checks that an existing one belongs to these options.
+
+    Raises:
+        UserError: it belongs to others, or holds something that is no run.
+    """
+    run_dir = pathlib.Path(run_dir)
+    if run_dir.is_file():
+        raise UserError(f"--run_dir: expected a folder, received the file '{run_dir}'.")
+    if not (run_dir / "options.json").exists():
+        if run_dir.exists() and any(run_dir.iterdir()):
+            raise UserError(
+                f"--run_dir: expected a new folder or that of a run, received '{run_dir}', which holds other files."
+            )
+        text = json.dumps(options.to_dict(), indent=2) + "\n"
+        images.write_whole(run_dir / "options.json", lambda file: file.write(text.encode()))
+        return
+    there, asked = _flat(read_options(run_dir).to_dict()), _flat(options.to_dict())
+    differing = [key for key in asked if there[key] != asked[key]]
+    if differing:
+        had = ", ".join(f"{key}={there[key]}" for key in differing)
+        got = ", ".join(f"{key}={asked[key]}" for key in differing)
+        raise UserError(f"--run_dir: '{run_dir}' belongs to a run with other options: expected {had}, received {got}.")
+
+
+def _flat(options):
+    return {k: v for k, v in options.items() if k != "experiment"} | options["experiment"]

@@ -1,0 +1,6 @@
+"""Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands."""
+
+from ssdn_tf import commands
+
+if __name__ == "__main__":
+    commands.train()
