@@ -1,9 +1,11 @@
 """The command line: flags to options, errors to one sentence, and the three mains."""
 
+import importlib
 import math
 import os
 import pathlib
 import sys
+import tempfile
 
 # Both are read when TensorFlow is loaded, so they come first. oneDNN is off by default on some CPUs.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -54,12 +56,30 @@ _PRESETS = {
         "start": "estimate",
         "rate": 10.0,
         "validation": "held_out",
-        "train_images": 3200,
+        "train_images": 2400,
     },
 }
 
 
 # ---------------------------------------------------------------- running a main
+
+
+def _load_keras():
+    """Imports Keras and its backend without the banners that TensorFlow's C++ part writes to
+    stderr before its log level applies. They are shown if the import fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as banners:
+        os.dup2(banners.fileno(), 2)
+        try:
+            importlib.import_module("ssdn_tf.training")
+        except BaseException:
+            banners.seek(0)
+            os.write(stderr, banners.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _execute(main, define, text, argv=None):
@@ -75,7 +95,7 @@ def _execute(main, define, text, argv=None):
             return 0
         if rest:
             raise UserError(f"expected flags such as --noise=gaussian, received '{rest[0]}'.")
-        return main(values) or 0
+        return main(values)
     except flags.Error as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except UserError as error:
@@ -356,9 +376,10 @@ def _check_start(start, experiment):
 
 
 def train_main(v):
+    options = options_from_flags(v)
+    _load_keras()
     from ssdn_tf import progress, training
 
-    options = options_from_flags(v)
     name = options.experiment.name
     seconds = training.estimated_seconds(options)
     print(
@@ -387,6 +408,7 @@ def _chosen_run(v):
 
 
 def evaluate_main(v):
+    _load_keras()
     from ssdn_tf import evaluation, report, training
 
     if v.model == "none":
@@ -420,8 +442,6 @@ def evaluate_main(v):
 
 
 def denoise_main(v):
-    from ssdn_tf import evaluation, training
-
     for name in ("input", "output"):
         if not v[name].value:
             raise UserError(f"expected --{name}=FILE, received none.")
@@ -432,6 +452,9 @@ def denoise_main(v):
             f"--output: expected a name ending in one of {', '.join(images.SUFFIXES)}, received '{v.output}'."
         )
     noisy = images.read(v.input)
+    _load_keras()
+    from ssdn_tf import evaluation, training
+
     options, model, _ = training.load_inference(_chosen_run(v))
     experiment = options.experiment
     levels = level_from_flags(v, experiment.noise) or (experiment.low, experiment.high)

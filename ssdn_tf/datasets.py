@@ -50,13 +50,16 @@ def extract(spec, data_dir=None):
 
     Raises:
         UserError: malformed spec, unknown set or split, no pictures under the name 'image',
-            neither prepared nor to be downloaded, TFDS not installed, or the disk refuses.
+            neither prepared nor to be downloaded (without a network TFDS tries for minutes),
+            TFDS not installed, or the disk refuses.
     """
     name, split = _parse(spec)
     data_dir = pathlib.Path(data_dir).expanduser() if data_dir else None
     folder = _folder(name, split, data_dir)
     if not folder.is_dir():
-        _write_folder(folder, _pictures(spec, name, split, data_dir))
+        dataset = _dataset(spec, name, split, data_dir)
+        print(f"{spec}: writing its pictures to {folder}.", file=sys.stderr, flush=True)
+        _write_folder(folder, _pictures(spec, dataset))
     return images.find(folder)
 
 
@@ -75,28 +78,30 @@ def _folder(name, split, data_dir):
     return cache / urllib.parse.quote(f"{name}-{split}".replace("/", "-"), safe="+,=")
 
 
-def _pictures(spec, name, split, data_dir):
-    """Encoded bytes or uint8 [H,W,C], one after the other."""
+def _dataset(spec, name, split, data_dir):
+    """tf.data.Dataset of {"image": encoded bytes, or uint8 [H,W,C]}."""
     tfds = _tensorflow_datasets()
     builder = _builder(tfds, spec, name, data_dir)
     # Asked before the set is downloaded: it may be large.
     encoded = _is_encoded(tfds, spec, builder.info.features)
     _prepare(tfds, spec, builder, data_dir)
     _check_split(spec, builder, split)
-    print(f"{spec}: writing {builder.info.splits[split].num_examples} pictures.", file=sys.stderr, flush=True)
+    skip = {"image": tfds.decode.SkipDecoding()} if encoded else None
+    return builder.as_dataset(
+        split=split,
+        decoders=tfds.decode.PartialDecoding({"image": True}, decoders=skip),
+        shuffle_files=False,
+        # Neither caches nor reads ahead: memory stays bounded.
+        read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
+    )
+
+
+def _pictures(spec, dataset):
     try:
-        skip = {"image": tfds.decode.SkipDecoding()} if encoded else None
-        dataset = builder.as_dataset(
-            split=split,
-            decoders=tfds.decode.PartialDecoding({"image": True}, decoders=skip),
-            shuffle_files=False,
-            # Neither caches nor reads ahead: memory stays bounded.
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False, skip_prefetch=True),
-        )
-        for example in tfds.as_numpy(dataset):
+        for example in dataset.as_numpy_iterator():
             yield example["image"]
     except Exception as error:
-        raise UserError(f"{spec}: expected a readable data set, received '{_first_line(error)}'.") from error
+        raise UserError(f"{spec}: expected a readable data set, received '{_gist(error)}'.") from error
 
 
 def _builder(tfds, spec, name, data_dir):
@@ -108,7 +113,7 @@ def _builder(tfds, spec, name, data_dir):
             f"{spec}: expected a data set of TFDS (tensorflow.org/datasets/catalog), received '{name}'."
         ) from error
     except Exception as error:
-        raise UserError(f"{spec}: expected a data set of TFDS, received '{_first_line(error)}'.") from error
+        raise UserError(f"{spec}: expected a data set of TFDS, received '{_gist(error)}'.") from error
 
 
 def _is_encoded(tfds, spec, features):
@@ -141,7 +146,7 @@ def _prepare(tfds, spec, builder, data_dir):
     except Exception as error:
         raise UserError(
             f"{spec}: expected the data set in '{builder.data_dir}' or a way to prepare it there, "
-            f"received '{_first_line(error)}'."
+            f"received '{_gist(error)}'."
         ) from error
 
 
@@ -150,7 +155,7 @@ def _check_split(spec, builder, split):
         empty = not builder.info.splits[split].num_examples
     except (KeyError, ValueError) as error:
         names = ", ".join(builder.info.splits)
-        raise UserError(f"{spec}: expected a split out of {names}, received '{split}'.") from error
+        raise UserError(f"{spec}: expected a split of the data set ({names}), received '{split}'.") from error
     if empty:
         raise UserError(f"{spec}: expected a split with pictures, received an empty one.")
 
@@ -189,16 +194,15 @@ def _tensorflow_datasets():
         import tensorflow_datasets
     except ImportError as error:
         raise UserError(
-            "expected TFDS (pip install tensorflow-datasets importlib_resources), "
-            f"received '{_first_line(error)}'."
+            f"expected TFDS (pip install tensorflow-datasets importlib_resources), received '{_gist(error)}'."
         ) from error
     return tensorflow_datasets
 
 
-def _first_line(error):
-    """'TypeError: what it says', without what follows on further lines."""
-    lines = str(error).strip().splitlines() or ["nothing said"]
-    return f"{type(error).__name__}: {lines[0].rstrip(' .:')}"
+def _gist(error):
+    """'TypeError: what it says', without the list of arguments before it and the advice after it."""
+    sentence = str(error).split('}": ')[-1].strip().split("\n")[0].split(". ")[0]
+    return f"{type(error).__name__}: {sentence.rstrip(' .:')}"
 
 
 def checksums(name):

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.stats
-from support import array, gauss_hermite, gradients, random_prior, tensor, z_test
+from support import ACCURACY, array, gauss_hermite, gradients, random_prior, tensor, z_test
 
 from ssdn_tf import noise
 from ssdn_tf.prior import Prior, from_components
@@ -68,7 +68,8 @@ def reference_posterior(kind, y, mu_x, sigma_x, parameter, inflation=0.0, floor=
 def pixelwise(function, kind, noisy, mu_x, sigma_x, parameter, **kwargs):
     """A reference applied to every pixel of [N,H,W]; parameter [N,1,1,1]."""
     results = [
-        function(kind, noisy[p], mu_x[p], sigma_x[p], parameter[p[0], 0, 0, 0], **kwargs) for p in np.ndindex(SHAPE)
+        function(kind, noisy[p], mu_x[p], sigma_x[p], parameter[p[0], 0, 0, 0], **kwargs)
+        for p in np.ndindex(SHAPE)
     ]
     return np.reshape(results, (*SHAPE, *np.shape(results[0])))
 
@@ -84,6 +85,11 @@ def call(method, noisy, mu_x, sigma_x, parameter, dtype="float64", **kwargs):
     """A method of a model on NumPy arguments."""
     noisy, mu_x, sigma_x, parameter = (tensor(v, dtype) for v in (noisy, mu_x, sigma_x, parameter))
     return array(method(noisy, Prior(mu_x, sigma_x), parameter, **kwargs))
+
+
+def one_pixel(mu_x, sigma_x):
+    """mu_x [1,1,1,C] and sigma_x [1,1,1,C,C], which broadcast over pictures."""
+    return mu_x[None, None, None], sigma_x[None, None, None]
 
 
 def sampled_pixels(channels, count=500_000, seed=7):
@@ -127,7 +133,8 @@ def test_marginal_nll_is_that_of_scipy_less_the_constant(model, channels):
         prior = reference_prior(model.kind, mu_x[p], sigma_x[p])
         mean, covariance = reference_moments(model.kind, *prior, parameter[p[0], 0, 0, 0])
         log_density = scipy.stats.multivariate_normal(mean, covariance).logpdf(noisy[p])
-        assert found[p] == pytest.approx(-log_density - channels / 2 * math.log(2 * math.pi), rel=1e-9, abs=1e-9)
+        expected = -log_density - channels / 2 * math.log(2 * math.pi)
+        assert found[p] == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 @every_model
@@ -175,10 +182,10 @@ def test_noise_std_is_the_published_measure():
     prior = Prior(tensor(mu_x), tensor(sigma_x))
     parameter = np.array([0.2, 0.4]).reshape(2, 1, 1, 1)
     found = {m: array(noise.MODELS[m]().standard_deviation(prior, tensor(parameter))) for m in noise.MODELS}
-    np.testing.assert_allclose(found["gaussian"], parameter[..., 0], rtol=1e-15)
-    np.testing.assert_allclose(found["impulse"], parameter[..., 0] * 100 / 255, rtol=1e-15)
+    np.testing.assert_allclose(found["gaussian"], parameter[..., 0], rtol=ACCURACY)
+    np.testing.assert_allclose(found["impulse"], parameter[..., 0] * 100 / 255, rtol=1e-12)
     # The arithmetic mean over channels, not the geometric one.
-    np.testing.assert_allclose(found["poisson"], np.sqrt(mu_x / parameter).mean(axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(found["poisson"], np.sqrt(mu_x / parameter).mean(axis=-1), rtol=ACCURACY)
 
 
 # Sampling: x from the prior, corrupted by the model's own code.
@@ -198,7 +205,7 @@ def test_marginal_moments_match_corrupted_samples(model, channels):
     mu_x, sigma_x, clean, rng = sampled_pixels(channels)
     level = LEVELS[model.kind]
     noisy = model.corrupt(clean, level, rng).astype(np.float64)
-    prior = Prior(tensor(mu_x.reshape(1, 1, 1, -1)), tensor(sigma_x.reshape(1, 1, 1, channels, channels)))
+    prior = Prior(*map(tensor, one_pixel(mu_x, sigma_x)))
     mu_y, sigma_y = map(array, model.marginal_moments(prior, tensor(np.full((1, 1, 1, 1), level))))
     expected = np.concatenate([np.zeros(channels), sigma_y.ravel()])
     z_test(moment_samples(noisy, mu_y.ravel()), expected)
@@ -222,11 +229,10 @@ def test_signal_independent_poisson_noise_is_seen_by_the_moments():
 
 def orthogonality_samples(model, channels, estimate):
     """Products (x - estimate(y)) h(y), [K, functions * C], for h that the model must be blind to."""
-    mu_x, sigma_x, clean, rng = sampled_pixels(channels)
+    mu_x, sigma_x, clean, rng = sampled_pixels(channels, count=200_000)
     level = LEVELS[model.kind]
     noisy = model.corrupt(clean, level, rng).astype(np.float64)
-    arguments = noisy, mu_x.reshape(1, 1, 1, -1), sigma_x.reshape(1, 1, 1, channels, channels)
-    found = estimate(model, *arguments, np.full((1, 1, 1, 1), level))
+    found = estimate(model, noisy, *one_pixel(mu_x, sigma_x), np.full((1, 1, 1, 1), level))
     error = (clean - found).reshape(-1, channels)
     y = noisy.reshape(-1, channels) - mu_x
     h = [np.ones(len(y)), *y.T]
@@ -239,8 +245,8 @@ def orthogonality_samples(model, channels, estimate):
 @every_model
 @every_channel_count
 def test_posterior_mean_error_is_orthogonal_to_the_observation(model, channels):
-    # E[(x - xhat(y)) h(y)] = 0 for every h is what "conditional mean" means. 500,000 samples
-    # see a part of the error of 0.7 % of its standard deviation that depends on y through h.
+    # E[(x - xhat(y)) h(y)] = 0 for every h is what "conditional mean" means. 200,000 samples
+    # see a part of the error of 1.1 % of its standard deviation that depends on y through h.
     samples = orthogonality_samples(model, channels, lambda m, *a: call(m.posterior_mean, *a))
     z_test(samples, 0.0)
 
@@ -259,8 +265,8 @@ def test_gaussian_marginal_nll_matches_monte_carlo(channels):
     x = clean.reshape(-1, channels).astype(np.float64)
     noisy = mu_x + 0.1
     density = np.prod(scipy.stats.norm.pdf(noisy, x, 0.1), axis=1)
-    arguments = noisy.reshape(1, 1, 1, -1), mu_x.reshape(1, 1, 1, -1), sigma_x.reshape(1, 1, 1, channels, channels)
-    nll = call(noise.GaussianNoise().marginal_nll, *arguments, np.full((1, 1, 1, 1), 0.1)).item()
+    arguments = noisy.reshape(1, 1, 1, -1), *one_pixel(mu_x, sigma_x), np.full((1, 1, 1, 1), 0.1)
+    nll = call(noise.GaussianNoise().marginal_nll, *arguments).item()
     z_test(density, np.exp(-nll) / (2 * np.pi) ** (channels / 2))
 
 
@@ -286,26 +292,26 @@ def test_gaussian_marginal_nll_and_posterior_mean_match_quadrature(channels):
 def poisson_posterior_error(lam):
     """RMS of (ours - exact posterior mean) over photon counts, in exact posterior stds. Mono."""
     mu, std = 0.5, 0.1
-    x = np.linspace(mu - 5 * std + 1e-6, mu + 6 * std, 20_001)
+    x = np.linspace(mu - 5 * std + 1e-6, mu + 6 * std, 2_001)
     p_x = scipy.stats.norm.pdf(x, mu, std)
-    counts = np.arange(0, int(6 * lam) + 20)
+    counts = np.arange(0, int(2 * lam) + 20)
     joint = scipy.stats.poisson.pmf(counts[:, None], lam * x) * (p_x / p_x.sum())
     p_k = joint.sum(axis=1)
+    counts, joint, p_k = counts[p_k > 1e-12], joint[p_k > 1e-12], p_k[p_k > 1e-12]
     exact = joint @ x / p_k
     variance = joint @ x**2 / p_k - exact**2
-    arguments = (counts / lam).reshape(1, 1, -1, 1), np.full((1, 1, 1, 1), mu), np.full((1, 1, 1, 1, 1), std**2)
-    ours = call(noise.PoissonNoise().posterior_mean, *arguments, np.full((1, 1, 1, 1), lam)).ravel()
+    prior = one_pixel(np.array([mu]), np.array([[std**2]]))
+    y = (counts / lam).reshape(1, 1, -1, 1)
+    ours = call(noise.PoissonNoise().posterior_mean, y, *prior, np.full((1, 1, 1, 1), lam)).ravel()
     return np.sqrt(p_k @ (ours - exact) ** 2 / (p_k @ variance))
 
 
-def test_poisson_posterior_error_is_small_against_the_posterior_std():
-    # Against exact quadrature, for a prior of 0.5 +- 0.1: how good the linear estimate is.
-    assert poisson_posterior_error(5.0) < STATED[5]
-    assert poisson_posterior_error(30.0) < STATED[30]
-    assert poisson_posterior_error(50.0) < STATED[50]
-
-
-STATED = {5: 0.0, 30: 0.0, 50: 0.0}
+@pytest.mark.parametrize("lam, stated", [(5.0, 0.025), (30.0, 0.09), (50.0, 0.105), (500.0, 0.08)])
+def test_poisson_posterior_error_is_the_stated_part_of_the_posterior_std(lam, stated):
+    # Against exact quadrature, for a prior of 0.5 +- 0.1. Few photons: little is learned from
+    # them either way; very many: their distribution is nearly Gaussian. Computed: 0.0246,
+    # 0.0874, 0.1040, 0.0779; pinned from both sides, so that an exact or a worse one shows.
+    assert 0.95 * stated < poisson_posterior_error(lam) < stated
 
 
 # The exact impulse likelihood.
@@ -320,7 +326,7 @@ def test_mixture_likelihood_matches_brute_force(channels):
         normal = scipy.stats.multivariate_normal(*reference_prior("impulse", mu_x[p], sigma_x[p]))
         a = alpha[p[0], 0, 0, 0]
         expected = -np.log(a + (1 - a) * normal.pdf(noisy[p])) - channels / 2 * np.log(2 * np.pi)
-        assert found[p] == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        assert found[p] == pytest.approx(expected, rel=ACCURACY, abs=ACCURACY)
 
 
 def mass_in_the_cube(model, channels, alpha=0.4):
@@ -330,8 +336,7 @@ def mass_in_the_cube(model, channels, alpha=0.4):
     nodes, weights = 0.5 + 0.5 * nodes, 0.5 * weights
     y = np.stack(np.meshgrid(*[nodes] * channels, indexing="ij"), axis=-1).reshape(1, 1, -1, channels)
     w = np.prod(np.stack(np.meshgrid(*[weights] * channels, indexing="ij"), axis=-1), axis=-1).ravel()
-    prior = mu_x.reshape(1, 1, 1, -1), sigma_x.reshape(1, 1, 1, channels, channels)
-    nll = call(model.marginal_nll, y, *prior, np.full((1, 1, 1, 1), alpha)).ravel()
+    nll = call(model.marginal_nll, y, *one_pixel(mu_x, sigma_x), np.full((1, 1, 1, 1), alpha)).ravel()
     return w @ np.exp(-nll) / (2 * np.pi) ** (channels / 2)
 
 
@@ -367,7 +372,8 @@ def test_impulse_posterior_mean_matches_brute_force_bayes(channels, likelihood):
 
 
 def test_no_noise_returns_the_observation():
-    for model, level in ((noise.GaussianNoise(), 1e-7), (noise.PoissonNoise(), 1e12), (noise.ImpulseNoise(), 0.0)):
+    for kind, level in (("gaussian", 1e-7), ("poisson", 1e12), ("impulse", 0.0)):
+        model = noise.MODELS[kind]()
         noisy, mu_x, sigma_x, parameter = case(model, 3)
         found = call(model.posterior_mean, noisy, mu_x, sigma_x, np.full_like(parameter, level))
         # The variance of the noise, 1e-14 and 1e-12, against the least one of the prior, about 1e-4.
@@ -402,7 +408,7 @@ def test_alpha_zero_is_the_prior_itself(channels, likelihood):
     for p in np.ndindex(SHAPE):
         normal = scipy.stats.multivariate_normal(*reference_prior("impulse", mu_x[p], sigma_x[p]))
         expected = -normal.logpdf(noisy[p]) - channels / 2 * np.log(2 * np.pi)
-        assert found[p] == pytest.approx(expected, rel=1e-8, abs=1e-8)
+        assert found[p] == pytest.approx(expected, rel=ACCURACY, abs=ACCURACY)
     np.testing.assert_allclose(call(model.posterior_mean, noisy, mu_x, sigma_x, 0 * alpha), noisy, atol=1e-15)
 
 
@@ -414,7 +420,7 @@ def test_alpha_one_says_nothing_about_the_pixel(channels):
     assert (call(model.posterior_mean, noisy, mu_x, sigma_x, ones) == mu_x).all()
     # Density 1 everywhere in the cube, less the constant.
     found = call(model.marginal_nll, noisy, mu_x, sigma_x, ones)
-    np.testing.assert_allclose(found, -channels / 2 * math.log(2 * math.pi), rtol=1e-15)
+    np.testing.assert_allclose(found, -channels / 2 * math.log(2 * math.pi), rtol=ACCURACY)
     moments = call(noise.ImpulseNoise().marginal_nll, noisy, mu_x, sigma_x, ones)
     expected = 0.5 * 12 * ((noisy - 0.5) ** 2).sum(axis=-1) - channels / 2 * math.log(12)
     np.testing.assert_allclose(moments, expected, rtol=1e-11)
@@ -465,9 +471,10 @@ def test_learned_parameters_have_finite_gradients_in_float32(model, channels, ra
 
 def test_poisson_samples_have_the_mean_and_variance_of_two_intensities():
     # 500,000 samples a level see 0.4 % of the mean of the dark one, 1.2 % of its variance.
-    clean = np.broadcast_to(np.array([0.1, 0.8], np.float32).reshape(1, 1, 2), (500_000, 1, 2))[..., None]
-    noisy = noise.PoissonNoise().corrupt(clean, 30.0, np.random.default_rng(11)).reshape(-1, 2).astype(np.float64)
-    level = np.float64(np.array([0.1, 0.8], np.float32))
+    level = np.array([0.1, 0.8])
+    clean = np.broadcast_to(level.reshape(1, 1, 2, 1), (500_000, 1, 2, 1)).astype(np.float32)
+    noisy = noise.PoissonNoise().corrupt(clean, 30.0, np.random.default_rng(11))
+    noisy = noisy.reshape(-1, 2).astype(np.float64)
     z_test(np.concatenate([noisy, (noisy - level) ** 2], axis=1), np.concatenate([level, level / 30.0]))
 
 
@@ -488,7 +495,8 @@ def test_gaussian_samples_have_the_given_std_and_are_not_clipped(channels):
     noisy = noise.GaussianNoise().corrupt(clean, 0.1, np.random.default_rng(14)).astype(np.float64)
     assert noisy.min() < -0.3 and noisy.max() > 1.3
     # Sees 0.07 % of the range in the mean and 1 % of the variance.
-    z_test(moment_samples(noisy - clean, 0.0), np.concatenate([np.zeros(channels), 0.01 * np.eye(channels).ravel()]))
+    expected = np.concatenate([np.zeros(channels), 0.01 * np.eye(channels).ravel()])
+    z_test(moment_samples(noisy - clean, 0.0), expected)
 
 
 @every_channel_count
@@ -526,7 +534,7 @@ def test_corruption_is_float32_a_function_of_the_generator_and_leaves_the_clean_
 
 @every_model
 def test_each_image_has_its_own_level(model):
-    # The mean square of the noise orders the images: 4,096 pixels see a factor of 1.2.
+    # The mean square of the noise tells the images apart: 4,096 pixels, 10 % off at most by chance.
     levels = {"gaussian": (0.01, 0.1), "poisson": (500.0, 5.0), "impulse": (0.05, 0.9)}[model.kind]
     clean = np.full((2, 64, 64, 3), 0.5, np.float32)
     noisy = model.corrupt(clean, np.array(levels).reshape(2, 1, 1, 1), np.random.default_rng(18))
@@ -614,7 +622,7 @@ def synthetic_crops(channels, size=128, count=4):
     v, u = np.mgrid[:size, :size] / size
     crops = np.empty((count, size, size, channels))
     for i, c in np.ndindex(count, channels):
-        crops[i, ..., c] = 0.4 + 0.2 * np.sin(2 * u + rng.uniform(6)) * np.cos(2 * v + rng.uniform(6))
+        crops[i, ..., c] = 0.4 + 0.2 * np.sin(2 * u + rng.uniform(0, 6)) * np.cos(2 * v + rng.uniform(0, 6))
     for i in range(count):
         for _ in range(6):
             y, x = rng.uniform(0, 1, 2)
@@ -635,7 +643,7 @@ def synthetic_crops(channels, size=128, count=4):
         ("poisson", 50.0, 1.3),
         ("impulse", 0.1, 1.5),
         ("impulse", 0.5, 1.5),
-        ("impulse", 0.8, 1.5),
+        ("impulse", 0.8, 1.6),  # in mono a replaced pixel is close to its neighbour one time in five
     ],
 )
 def test_estimates_land_within_a_factor_on_synthetic_crops(kind, level, factor, channels):
