@@ -67,7 +67,7 @@ def test_a_model_and_its_optimizer_come_back_to_the_bit(tmp_path):
     for seed in (1, 2):
         keras.utils.set_random_seed(seed)
         denoiser = denoisers.build(Experiment(parameter_source="per_image"), width=2)
-        optimizer = SkippingAdam(1e-3)
+        optimizer = SkippingAdam(1e-3, name="adam")
         weights = denoiser.training.trainable_variables
         optimizer.build(weights)
         optimizer.apply([keras.random.normal(w.shape) for w in weights])
@@ -76,7 +76,6 @@ def test_a_model_and_its_optimizer_come_back_to_the_bit(tmp_path):
     stored = checkpoints.named_variables(denoiser.training, optimizer)
     assert len(stored) == len(denoiser.training.variables) + len(optimizer.variables)
     checkpoints.save(tmp_path / "c.npz", stored, POSITION)
-    # The names of the weights are those of another model of the same experiment.
     checkpoints.load(tmp_path / "c.npz", checkpoints.named_variables(other.training, other_optimizer))
     for one, two in ((denoiser.training, other.training), (optimizer, other_optimizer)):
         for a, b in zip(one.variables, two.variables, strict=True):
@@ -241,8 +240,9 @@ def test_a_full_disk_at_the_first_checkpoint_leaves_nothing(tmp_path, monkeypatc
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # zipfile's own, when it is freed
-@pytest.mark.parametrize("limit", [0, 100, 1500])
+# The warning is zipfile's own, when it is freed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("limit", [0, 100, 900])
 def test_a_limit_of_the_file_system_leaves_the_previous_checkpoint(saved, limit):
     """A real refusal by the kernel, without a stand-in: no file may grow beyond the limit."""
     contents = saved.read_bytes()

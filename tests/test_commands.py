@@ -12,6 +12,16 @@ from ssdn_tf import commands, evaluation, runs
 from ssdn_tf.errors import UserError
 
 
+@pytest.fixture(scope="module", autouse=True)
+def eager():
+    """Without compilation, which would take most of the time here."""
+    from ssdn_tf import training
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_COMPILE", {"run_eagerly": True})
+        yield
+
+
 def call(main, *arguments):
     """Exit code of a command in this process."""
     define = {commands.train_main: commands._train_flags, commands.evaluate_main: commands._evaluate_flags}

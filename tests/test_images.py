@@ -244,6 +244,16 @@ def test_a_file_in_the_way_of_the_folder_is_an_error_of_one_sentence(tmp_path):
     fails(images.write, tmp_path / "file" / "a.png", picture())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="an open file is not replaced there")
+def test_a_reader_of_the_old_file_sees_all_of_it(tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"the old file")
+    with open(path, "rb", buffering=0) as old:
+        images.write_whole(path, lambda file: file.write(b"the new file"))
+        assert old.read() == b"the old file"
+    assert path.read_bytes() == b"the new file"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="permission bits")
 def test_written_files_have_the_permissions_of_the_umask(tmp_path):
     before = os.umask(0o027)

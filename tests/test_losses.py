@@ -191,6 +191,13 @@ def test_exponent_is_taken_per_image():
     assert array(layer.losses[0]) == pytest.approx((0.0625 + 0.25 + 0.5) / 3, rel=1e-6)
 
 
+def test_lp_loss_has_the_published_offset():
+    # (0 + 1e-8)^0.5
+    same = np.full((1, 2, 2, 3), 0.5, np.float32)
+    found = call(losses.LpLoss(), same, same, np.full((1, 1, 1, 1), 0.5, np.float32))
+    np.testing.assert_allclose(found, 1e-4, rtol=1e-5)
+
+
 @pytest.mark.parametrize("exponent", [2.0, 1.0, 0.5])
 def test_lp_gradient_is_finite_where_the_prediction_is_the_target(exponent):
     same = tensor(np.full((1, 2, 2, 3), 0.5), "float32")
