@@ -20,6 +20,7 @@ from ssdn_tf.experiments import Experiment
 class Options:
     """What decides the result of a run; a run directory belongs to one set of options.
 
+    clip_norm: gradients longer than this (all weights together) are shortened to it; 0: never.
     start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate"
         takes a robust estimate from noisy crops, "published" raw 0, a number is a level.
     """
@@ -31,6 +32,7 @@ class Options:
     batch_size: int = 4
     crop: int = 256
     learning_rate: float = 3e-4
+    clip_norm: float = 0.0
     seed: int = 0
     start: str = "published"
     rate: float = 1.0

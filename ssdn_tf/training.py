@@ -82,7 +82,9 @@ def build(options, samples):
     schedule = schedules.RampUpRampDown(
         peak=options.learning_rate, train_images=options.train_images, batch_size=options.batch_size
     )
-    optimizer = SkippingAdam(schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8)
+    optimizer = SkippingAdam(
+        schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
+    )
     denoiser.training.compile(optimizer=optimizer, **_COMPILE)
     denoiser.inference.compile(**_COMPILE)
     optimizer.build(denoiser.training.trainable_variables)

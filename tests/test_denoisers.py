@@ -1,6 +1,7 @@
 """Every experiment as a pair of models: what goes in, what comes out, what is shared."""
 
 import dataclasses
+import functools
 import json
 
 import keras
@@ -30,6 +31,12 @@ ONE_OF_EACH = [
     "impulse0_100-n2n",
     "gauss25-blindspot_mean",
 ]
+
+
+@functools.cache
+def built(name):
+    """The denoiser of an experiment, for tests that leave its weights alone."""
+    return denoisers.build(EXPERIMENTS[name], width=WIDTH)
 
 
 def samples(experiment, images=2, height=32, width=32):
@@ -78,7 +85,7 @@ def test_there_are_46_published_experiments():
 def test_every_experiment_runs(name):
     """One forward pass of both models: keys, shapes, dtypes, finite values."""
     experiment = EXPERIMENTS[name]
-    denoiser = denoisers.build(experiment, width=WIDTH)
+    denoiser = built(name)
     inputs = samples(experiment)
     noisy = inputs["noisy"]
     for_training, for_inference, outputs = expected_keys(experiment)
@@ -111,7 +118,7 @@ def test_no_self_supervised_model_has_an_input_for_a_second_image(name):
     """mean alone has a target, which the samples fill with the noisy image (test_data.py)."""
     experiment = EXPERIMENTS[name]
     if experiment.pipeline == "blindspot":
-        images = [x for x in denoisers.build(experiment, width=WIDTH).training.inputs if x.shape[1] is None]
+        images = [x for x in built(name).training.inputs if x.shape[1] is None]
         assert [x.name for x in images] == ["noisy"]
 
 
@@ -120,7 +127,7 @@ def test_no_self_supervised_model_has_an_input_for_a_second_image(name):
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_both_models_have_the_same_weights(name):
-    denoiser = denoisers.build(EXPERIMENTS[name], width=WIDTH)
+    denoiser = built(name)
     trained, used = denoiser.training.variables, denoiser.inference.variables
     assert {id(v) for v in used} == {id(v) for v in trained}
     paths = [v.path for v in trained]
@@ -143,16 +150,15 @@ def test_every_weight_has_a_finite_gradient_that_is_not_zero(name):
 def test_published_weights_of_likelihood_and_regulariser(name):
     """Twice the likelihood for impulse noise and mono; 0.1 for a learned Gaussian or Poisson parameter."""
     experiment = EXPERIMENTS[name]
-    layer = denoisers.build(experiment, width=WIDTH).training.get_layer("loss")
+    layer = built(name).training.get_layer("loss")
     assert layer.scale == (2.0 if experiment.channels == 1 or experiment.noise == "impulse" else 1.0)
     learned = experiment.parameter_source != "known" and experiment.noise != "impulse"
     assert layer.regularization == (0.1 if learned else 0.0)
 
 
 def test_the_network_is_blind_except_in_n2c_and_n2n():
-    for name in ONE_OF_EACH:
-        experiment = EXPERIMENTS[name]
-        unet = denoisers.build(experiment, width=WIDTH).training.get_layer("unet")
+    for name, experiment in EXPERIMENTS.items():
+        unet = built(name).training.get_layer("unet")
         assert unet.blindspot == (experiment.pipeline not in ("n2c", "n2n"))
 
 
@@ -219,7 +225,7 @@ def test_the_prior_std_is_the_root_of_the_diagonal():
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_images_need_not_be_square(name):
     experiment = EXPERIMENTS[name]
-    denoiser = denoisers.build(experiment, width=WIDTH)
+    denoiser = built(name)
     inputs = samples(experiment, 1, 32, 64)
     assert infer(denoiser, inputs)["denoised"].shape == inputs["noisy"].shape
     assert np.isfinite(denoiser.training(inputs)).all()
