@@ -1,9 +1,10 @@
 """Image files and folders of them, as NumPy arrays. No Keras here."""
 
+import contextlib
 import os
 import pathlib
 import sys
-import tempfile
+import uuid
 
 import numpy as np
 from PIL import Image
@@ -27,6 +28,10 @@ def read(path):
     try:
         with Image.open(path) as image:
             image.load()
+            if image.mode == "F":
+                raise UserError(f"{path}: expected 8 or 16 bit, received floating point.")
+            if _is_deep_colour(image):
+                warn(f"{path}: 16-bit colour is read as 8 bit.")
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                 pixels = np.asarray(image).astype(np.int64)
                 if pixels.min() < 0 or pixels.max() > 65535:
@@ -37,6 +42,18 @@ def read(path):
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: expected a picture, received a file that cannot be read ({error}).") from error
     return pixels[..., None] if mode == "L" else pixels
+
+
+def _is_deep_colour(image):
+    """True for a 16-bit colour PNG, of which Pillow keeps 8 bits without a word."""
+    if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
+        return False
+    return any(tile[3] in ("RGB;16B", "RGBA;16B") for tile in _tiles(image.filename))
+
+
+def _tiles(filename):
+    with Image.open(filename) as unread:
+        return list(unread.tile)
 
 
 def to_float(pixels):
@@ -65,9 +82,11 @@ def write(path, image):
     The file appears whole or not at all.
 
     Raises:
-        UserError: unknown suffix, or the disk refuses.
+        UserError: unknown suffix, values that are not finite, or the disk refuses.
     """
     path = pathlib.Path(path)
+    if not np.isfinite(image).all():
+        raise UserError(f"{path}: expected finite intensities to write, received NaN or infinity.")
     pixels = image if image.dtype == np.uint8 else to_uint8(image)
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     if path.suffix.lower() not in SUFFIXES:
@@ -86,27 +105,19 @@ def write_whole(path, write_to):
         UserError: the file system refuses.
     """
     path = pathlib.Path(path)
-    temporary = None
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = pathlib.Path(file.name)
+        with temporary.open("xb") as file:
             write_to(file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def find(folder):

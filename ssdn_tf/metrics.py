@@ -1,5 +1,7 @@
 """Image quality as the paper measures it. NumPy only."""
 
+import math
+
 import numpy as np
 
 from ssdn_tf.images import to_uint8
@@ -9,11 +11,18 @@ def psnr(a, b):
     """Peak signal-to-noise ratio in dB of two images in [0, 1], over all channels.
 
     Both are rounded to 8 bits first (clip(255 a + 0.5, 0, 255), truncated), the peak is
-    255; the mean is taken in float64. Equal images give inf.
+    255; the mean is taken in float64. Equal images give inf, images with NaN give NaN.
 
     Args:
-        a, b: float [..., H, W, C].
+        a, b: float [..., H, W, C], of one shape.
+
+    Raises:
+        ValueError: the shapes differ.
     """
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"psnr expects images of one shape. Received: {np.shape(a)} and {np.shape(b)}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.nan
     error = to_uint8(a).astype(np.float64) - to_uint8(b)
     mse = np.mean(error * error)
     return float(np.inf) if mse == 0 else float(10.0 * np.log10(255.0**2 / mse))

@@ -33,7 +33,7 @@ from ssdn_tf.prior import Prior, diagonal_matrix
 
 _MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside the Poisson variance
 _IMPULSE_VARIANCE = 1e-6  # added to sigma_x throughout the impulse model, as published
-_ALPHA_KNEE = 0.999  # above it the learned alpha bends, so that it never reaches 1
+_ALPHA_KNEE, _ALPHA_END = 0.999, 1.0 - 1e-6  # above the knee the learned alpha bends, towards the end
 
 
 class NoiseModel:
@@ -81,7 +81,7 @@ class NoiseModel:
     def unconstrain(self, parameter):
         """The number that `constrain` maps to a parameter (a float above 1e-3)."""
         value = max(float(parameter) - _MINIMUM, 1e-8)
-        return math.log(math.expm1(value)) + 4.0
+        return value + math.log(-math.expm1(-value)) + 4.0
 
 
 class AdditiveNoise(NoiseModel):
@@ -131,7 +131,7 @@ class GaussianNoise(AdditiveNoise):
     def corrupt(self, clean, sigma, rng):
         """Noisy copy, float32, not clipped. clean: [..., H, W, C] in [0, 1]; rng: np.random.Generator."""
         noise = rng.standard_normal(clean.shape, dtype=np.float32)
-        return clean + np.asarray(sigma, np.float32) * noise
+        return np.asarray(clean, np.float32) + np.asarray(sigma, np.float32) * noise
 
     def variance(self, prior, sigma):
         return ops.broadcast_to(sigma * sigma, ops.shape(sigma)[:-1] + (prior.mu_x.shape[-1],))
@@ -142,8 +142,9 @@ class GaussianNoise(AdditiveNoise):
 
     def estimate(self, crops):
         """Robust sigma of noisy crops [N,H,W,C]: median |diagonal Haar detail| / 0.6745
-        (Donoho and Johnstone 1994). Texture makes it too large by some per cent."""
-        return float(np.median(np.abs(_haar_diagonal(crops))) / 0.6745)
+        (Donoho and Johnstone 1994). Texture makes it too large by some per cent. At least
+        1/255, as flat artwork or a clipped background would give 0."""
+        return max(float(np.median(np.abs(_haar_diagonal(crops))) / 0.6745), 1.0 / 255)
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -152,7 +153,8 @@ class PoissonNoise(AdditiveNoise):
     """y = Poisson(lam x) / lam; lam is the number of photons at white.
 
     Approximation: the moments are right, but p(y | x) is replaced by a Gaussian whose
-    variance is max(mu_x, 1e-3) / lam, as published.
+    variance is max(mu_x, 1e-3) / lam, as published. Against quadrature, for a prior 0.5 +- 0.1, the
+    posterior mean is off by 2.5 % of the posterior's std at lam 5, 9 % at 30, 10 % at 50 (test_noise).
     """
 
     kind = "poisson"
@@ -177,9 +179,10 @@ class PoissonNoise(AdditiveNoise):
 
     def estimate(self, crops):
         """Robust lam of noisy crops [N,H,W,C]: local mean over the median of squared Haar
-        details, whose distribution in flat regions is chi-squared with one degree."""
+        details, whose distribution in flat regions is chi-squared with one degree. At most 500,
+        as a learned lam stays below 1000."""
         mean = np.maximum(_haar_mean(crops), 1.0 / 255)
-        return float(0.4549 / max(np.median(_haar_diagonal(crops) ** 2 / mean), 1e-6))
+        return float(0.4549 / max(np.median(_haar_diagonal(crops) ** 2 / mean), 0.4549 / 500))
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -205,18 +208,27 @@ class ImpulseNoise(NoiseModel):
     def corrupt(self, clean, alpha, rng):
         """Noisy copy, float32; one mask for all channels. clean: [..., H, W, C] in [0, 1]."""
         replaced = rng.random(clean.shape[:-1] + (1,), dtype=np.float32) < alpha
-        return np.where(replaced, rng.random(clean.shape, dtype=np.float32), clean)
+        return np.where(replaced, rng.random(clean.shape, dtype=np.float32), np.asarray(clean, np.float32))
 
     def bound_known(self, alpha):
         return alpha
 
     def constrain(self, raw):
-        """The published map below 0.999; above, it bends towards 1 and never gets there
-        (1 - 0.001 / (1 + t), slope 1 at the knee), because the formulas end at 1."""
+        """The published map below 0.999; above, it bends (slope 1 at the knee) towards 1 - 1e-6,
+        because the formulas end at 1."""
         value = super().constrain(raw)
-        over = ops.maximum(value - _ALPHA_KNEE, 0.0) / (1.0 - _ALPHA_KNEE)
-        bent = 1.0 - (1.0 - _ALPHA_KNEE) / (1.0 + over)
-        return ops.where(value < _ALPHA_KNEE, value, bent)
+        room = _ALPHA_END - _ALPHA_KNEE
+        over = ops.maximum(value - _ALPHA_KNEE, 0.0) / room
+        return ops.where(value < _ALPHA_KNEE, value, _ALPHA_END - room / (1.0 + over))
+
+    def unconstrain(self, parameter):
+        """As in NoiseModel, for alpha below 1 - 1e-6."""
+        room = _ALPHA_END - _ALPHA_KNEE
+        if parameter >= _ALPHA_END:
+            raise ValueError(f"a learned alpha stays below {_ALPHA_END}. Received: {parameter}")
+        if parameter > _ALPHA_KNEE:
+            parameter = _ALPHA_KNEE + room * (room / (_ALPHA_END - parameter) - 1.0)
+        return super().unconstrain(parameter)
 
     def effective_prior(self, prior):
         channels = prior.mu_x.shape[-1]
@@ -265,9 +277,11 @@ class ImpulseNoise(NoiseModel):
 
     def estimate(self, crops):
         """Rough alpha of noisy crops [N,H,W,C]: two neighbours are both clean, and then
-        close, with probability (1 - alpha)^2."""
-        close = np.abs(np.diff(crops, axis=2)).max(axis=-1) < 0.1
-        return float(np.clip(1.0 - np.sqrt(close.mean()), 0.01, 0.9))
+        close, with probability q = (1 - alpha)^2; others are close by chance."""
+        close = (np.abs(np.diff(crops, axis=2)).max(axis=-1) < 0.1).mean()
+        chance = 0.19 ** crops.shape[-1]  # |u - v| < 0.1 for uniform u, v
+        q = max((close - chance) / (1.0 - chance), 0.0)
+        return float(np.clip(1.0 - np.sqrt(q), 0.01, 0.9))
 
     def _log_joint(self, noisy, prior, alpha, determinant_floor=0.0):
         """Logarithms of (1 - alpha) N(y; mu_x, sigma_x) and of alpha, both [N,H,W] or broadcastable."""

@@ -32,8 +32,8 @@ class KnownParameter(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
-        noise = keras.saving.deserialize_keras_object(config.pop("noise"))
-        return cls(noise=noise, **config)
+        noise = keras.saving.deserialize_keras_object(config["noise"])
+        return cls(**config | {"noise": noise})
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")

@@ -257,9 +257,7 @@ def test_one_call_on_squares_of_known_size_gives_the_same_as_two(static):
 
     layer.build(x.shape)
     shape = (None, 8, 8, 3) if static else (None, None, None, 3)
-    graph = tf.function(
-        lambda y: blindspot.all_rotations(y, trunk), input_signature=[tf.TensorSpec(shape, tf.float32)]
-    )
+    graph = tf.function(lambda y: blindspot.all_rotations(y, trunk), input_signature=[tf.TensorSpec(shape, tf.float32)])
     result = graph(x)
     assert len(calls) == (1 if static else 2)
     separately = [blindspot.rot90(trunk(blindspot.rot90(x, k)), -k) for k in range(4)]

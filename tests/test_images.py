@@ -308,3 +308,31 @@ def test_numpy_modules_load_neither_keras_nor_tensorflow():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_floating_point_tiff_is_refused_rather_than_read_as_black(tmp_path):
+    Image.fromarray(np.full((4, 5), 0.5, np.float32), mode="F").save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="expected 8 or 16 bit, received floating point"):
+        images.read(tmp_path / "a.tif")
+
+
+def test_sixteen_bit_colour_is_read_as_eight_with_a_warning(tmp_path, capsys):
+    """The file is put together by hand, as Pillow does not write such."""
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", *[0x1234] * 6)))
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
+    assert images.read(path).tolist() == [[[18] * 3] * 2]
+    assert "16-bit colour is read as 8 bit" in capsys.readouterr().err
+
+
+def test_values_that_are_not_finite_are_not_written(tmp_path):
+    with pytest.raises(UserError, match="expected finite intensities"):
+        images.write(tmp_path / "a.png", np.full((4, 4, 3), np.nan))
+    assert not list(tmp_path.iterdir())

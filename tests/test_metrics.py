@@ -43,9 +43,7 @@ def test_psnr_matches_the_published_evaluation():
     assert metrics.psnr(a, b) == pytest.approx(float(expected), abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "a, b, expected", [(100, 110, 28.130804), (0, 255, 0.0), (255, 0, 0.0), (7, 8, 48.130804)]
-)
+@pytest.mark.parametrize("a, b, expected", [(100, 110, 28.130804), (0, 255, 0.0), (255, 0, 0.0), (7, 8, 48.130804)])
 def test_psnr_of_known_error(a, b, expected):
     # 20 log10(255 / |a - b|); differences of both signs, beyond what 8 bits hold.
     assert metrics.psnr(flat(a), flat(b)) == pytest.approx(expected, abs=1e-6)
@@ -94,3 +92,13 @@ def test_ssim_of_equal_images_is_one_and_quantises():
     assert metrics.ssim(a, a) == 1.0
     assert metrics.ssim(a, flat(100.4, (16, 16, 3))) == 1.0
     assert metrics.ssim(picture(), 1 - picture()) < 0.0
+
+
+def test_an_image_with_nan_has_no_psnr():
+    image = np.zeros((4, 4, 3))
+    assert np.isnan(metrics.psnr(np.full((4, 4, 3), np.nan), image)) and metrics.psnr(image, image) == np.inf
+
+
+def test_images_of_two_shapes_are_refused():
+    with pytest.raises(ValueError, match="one shape"):
+        metrics.psnr(np.zeros((4, 4, 3)), np.zeros((4, 4, 1)))

@@ -68,8 +68,7 @@ def reference_posterior(kind, y, mu_x, sigma_x, parameter, inflation=0.0, floor=
 def pixelwise(function, kind, noisy, mu_x, sigma_x, parameter, **kwargs):
     """A reference applied to every pixel of [N,H,W]; parameter [N,1,1,1]."""
     results = [
-        function(kind, noisy[p], mu_x[p], sigma_x[p], parameter[p[0], 0, 0, 0], **kwargs)
-        for p in np.ndindex(SHAPE)
+        function(kind, noisy[p], mu_x[p], sigma_x[p], parameter[p[0], 0, 0, 0], **kwargs) for p in np.ndindex(SHAPE)
     ]
     return np.reshape(results, (*SHAPE, *np.shape(results[0])))
 
@@ -693,3 +692,31 @@ def test_likelihoods_are_told_apart_by_equality_and_others_are_refused():
 def test_noise_models_cannot_be_changed(model):
     with pytest.raises(AttributeError):
         model.likelihood = "other"
+
+
+@pytest.mark.parametrize("model, parameter", [(noise.PoissonNoise(), 0.001), (noise.GaussianNoise(), 1500.0),
+                                              (noise.ImpulseNoise(), 0.9995)])  # fmt: skip
+def test_unconstrain_inverts_constrain_at_the_far_ends(model, parameter):
+    raw = keras.ops.convert_to_tensor(model.unconstrain(parameter), dtype="float64")
+    assert float(model.constrain(raw)) == pytest.approx(parameter, rel=1e-6)
+
+
+def test_a_learned_alpha_is_below_one_in_float32_however_large_the_raw_number():
+    assert float(noise.ImpulseNoise().constrain(keras.ops.convert_to_tensor(1e6, dtype="float32"))) < 1.0
+    with pytest.raises(ValueError, match="stays below"):
+        noise.ImpulseNoise().unconstrain(1.0)
+
+
+@pytest.mark.parametrize("model", [noise.GaussianNoise(), noise.PoissonNoise()])
+def test_an_estimate_on_flat_pictures_is_a_place_to_start_from(model):
+    raw = model.unconstrain(model.estimate(np.full((2, 8, 8, 3), 0.5)))
+    assert -6 < raw < 6  # where the softplus still has a slope
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.8])
+def test_the_estimate_of_alpha_counts_chance(channels, alpha):
+    clean = np.full((8, 64, 64, channels), 0.4, np.float32)
+    noisy = noise.ImpulseNoise().corrupt(clean, alpha, np.random.default_rng(0))
+    # 32,000 pairs; in mono a replaced pixel is also close to the flat value by chance.
+    assert noise.ImpulseNoise().estimate(noisy) == pytest.approx(alpha, abs=0.08)

@@ -70,9 +70,7 @@ def test_mono_prior_is_a_square(diagonal):
     assert (sigma_x == outputs[..., 1:, None] ** 2).all()
 
 
-@pytest.mark.parametrize(
-    "channels, diagonal, count", [(3, False, 9), (3, True, 6), (1, False, 2), (1, True, 2)]
-)
+@pytest.mark.parametrize("channels, diagonal, count", [(3, False, 9), (3, True, 6), (1, False, 2), (1, True, 2)])
 def test_component_counts_are_the_published_output_counts(channels, diagonal, count):
     assert prior.component_count(channels, diagonal) == count
 
