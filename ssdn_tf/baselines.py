@@ -29,7 +29,7 @@ def cbm3d(noisy, sigma):
     """
     if noisy.ndim != 3 or noisy.shape[-1] not in (1, 3) or not noisy.size:
         raise ValueError(f"noisy must be [H, W, 1 or 3]. Received: noisy.shape={noisy.shape}")
-    bm3d = _bm3d()
+    bm3d = package()
     height, width = noisy.shape[:2]
     missing = [(0, max(0, _LEAST_SIDE - side)) for side in (height, width)]
     padded = np.pad(noisy.astype(np.float64), (*missing, (0, 0)), mode="symmetric")
@@ -44,7 +44,12 @@ def cbm3d(noisy, sigma):
     return denoised[:height, :width].astype(np.float32)
 
 
-def _bm3d():
+def package():
+    """The module bm3d.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
         import bm3d
     except ImportError as error:

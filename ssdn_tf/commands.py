@@ -54,7 +54,7 @@ _PRESETS = {
         "batch_size": 1,
         "learning_rate": 1e-3,
         "clip_norm": 0.0,
-        "likelihood": "mixture",
+        "likelihood": "combined",
         "start": "estimate",
         "rate": 10.0,
         "validation": "held_out",

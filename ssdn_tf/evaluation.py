@@ -147,7 +147,7 @@ def cbm3d_denoiser(experiment):
         raise UserError(f"--baseline=cbm3d: expected Gaussian noise, received {experiment.noise}.")
     from ssdn_tf import baselines
 
-    baselines.require()
+    baselines.package()
     return lambda case: {"denoised": baselines.cbm3d(case.noisy, case.parameter)}
 
 

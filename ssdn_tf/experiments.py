@@ -5,6 +5,7 @@ import dataclasses
 NOISES = ("gaussian", "poisson", "impulse")
 PIPELINES = ("blindspot", "mean", "n2c", "n2n")
 SOURCES = ("known", "global", "per_image")
+LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.ImpulseNoise
 SHORT_NAMES = {"gaussian": "gauss", "poisson": "poisson", "impulse": "impulse"}
 
 
@@ -20,7 +21,7 @@ class Experiment:
     parameter_source: known, global or per_image; None for pipelines without a likelihood.
     diagonal: no covariance between channels.
     channels: 3 or 1.
-    likelihood: of impulse noise, "moments" (published) or "mixture" (exact).
+    likelihood: of impulse noise, "moments" (published), "mixture" (exact) or "combined".
     """
 
     noise: str = "gaussian"
@@ -46,7 +47,7 @@ class Experiment:
         name += "_diag" if self.diagonal else ""
         name += f"-sigma_{self.parameter_source}" if self.parameter_source else ""
         name += "-mono" if self.channels == 1 else ""
-        return name + ("-mixture" if self.likelihood == "mixture" else "")
+        return name + ("" if self.likelihood == "moments" else f"-{self.likelihood}")
 
     @property
     def paper_images(self):

@@ -27,11 +27,11 @@ def read(path):
     """
     try:
         with Image.open(path) as image:
+            if _is_deep_colour(image):
+                warn(f"{path}: 16-bit colour is read as 8 bit.")
             image.load()
             if image.mode == "F":
                 raise UserError(f"{path}: expected 8 or 16 bit, received floating point.")
-            if _is_deep_colour(image):
-                warn(f"{path}: 16-bit colour is read as 8 bit.")
             if image.mode in ("I;16", "I;16B", "I;16L", "I"):
                 pixels = np.asarray(image).astype(np.int64)
                 if pixels.min() < 0 or pixels.max() > 65535:
@@ -45,15 +45,8 @@ def read(path):
 
 
 def _is_deep_colour(image):
-    """True for a 16-bit colour PNG, of which Pillow keeps 8 bits without a word."""
-    if image.format != "PNG" or image.mode not in ("RGB", "RGBA"):
-        return False
-    return any(tile[3] in ("RGB;16B", "RGBA;16B") for tile in _tiles(image.filename))
-
-
-def _tiles(filename):
-    with Image.open(filename) as unread:
-        return list(unread.tile)
+    """True for a 16-bit colour PNG that is not decoded yet: Pillow keeps 8 bits of it without a word."""
+    return any(tile[3] in ("RGB;16B", "RGBA;16B") for tile in image.tile)
 
 
 def to_float(pixels):

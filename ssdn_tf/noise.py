@@ -29,6 +29,7 @@ import numpy as np
 from keras import ops
 
 from ssdn_tf import linalg
+from ssdn_tf.experiments import LIKELIHOODS
 from ssdn_tf.prior import Prior, diagonal_matrix
 
 _MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside the Poisson variance
@@ -191,8 +192,11 @@ class ImpulseNoise(NoiseModel):
     """With probability alpha, the whole pixel is replaced by a uniform draw from [0, 1]^C.
 
     likelihood: "moments", the published training loss (a Gaussian with the first two
-    moments of y), or "mixture", the exact density
-    alpha + (1 - alpha) N(y; mu_x, sigma_x) for y in [0, 1]^C.
+        moments of y); "mixture", the exact density alpha + (1 - alpha) N(y; mu_x, sigma_x)
+        for y in [0, 1]^C; or "combined", the mean of the two negative log-likelihoods.
+
+    The exact one learns faster, but is blind to what it takes for replaced: where mu_x is far off, all
+    pixels look replaced and nothing pulls it back. The moments always pull, if weakly.
     """
 
     likelihood: str = "moments"
@@ -202,8 +206,8 @@ class ImpulseNoise(NoiseModel):
     regularization = 0.0
 
     def __post_init__(self):
-        if self.likelihood not in ("moments", "mixture"):
-            raise ValueError(f"likelihood must be moments or mixture. Received: {self.likelihood}")
+        if self.likelihood not in LIKELIHOODS:
+            raise ValueError(f"likelihood must be one of {LIKELIHOODS}. Received: {self.likelihood}")
 
     def corrupt(self, clean, alpha, rng):
         """Noisy copy, float32; one mask for all channels. clean: [..., H, W, C] in [0, 1]."""
@@ -246,9 +250,15 @@ class ImpulseNoise(NoiseModel):
         return mu_y, uniform + (1.0 - alpha) * (sigma_x + _outer(mu_x)) - _outer(mu_y)
 
     def marginal_nll(self, noisy, prior, parameter):
-        """As in NoiseModel; with likelihood "mixture" the exact value, less the same constant."""
+        """As in NoiseModel for "moments"; for "mixture" the exact value, less the same constant."""
         if self.likelihood == "moments":
             return super().marginal_nll(noisy, prior, parameter)
+        if self.likelihood == "combined":
+            moments = super().marginal_nll(noisy, prior, parameter)
+            return 0.5 * (moments + self._mixture_nll(noisy, prior, parameter))
+        return self._mixture_nll(noisy, prior, parameter)
+
+    def _mixture_nll(self, noisy, prior, parameter):
         log_clean, log_impulse = self._log_joint(noisy, self.effective_prior(prior), parameter)
         constant = 0.5 * noisy.shape[-1] * math.log(2.0 * math.pi)
         return -ops.logaddexp(log_clean, log_impulse) - constant

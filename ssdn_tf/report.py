@@ -1,5 +1,6 @@
 """What a person looks at: a Markdown table, results.json, and strips of pictures."""
 
+import dataclasses
 import json
 import math
 
@@ -7,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ssdn_tf import images
-from ssdn_tf.experiments import PUBLISHED_PSNR, unchecked
+from ssdn_tf.experiments import PUBLISHED_PSNR, Experiment, unchecked
 
 _SIDE = 320  # of a picture in a strip, cut from the middle
 _STD_WHITE = 0.1  # prior std that is shown as white
@@ -64,12 +65,10 @@ def table(results):
 
 def _published_name(result):
     """Key into PUBLISHED_PSNR: the paper's row for these noise levels."""
-    from ssdn_tf.experiments import Experiment
-
     experiment = Experiment(**result["experiment"])
     if result["name"] == "cbm3d":
         return experiment.name.split("-")[0] + "-cbm3d"
-    return experiment.name.removesuffix("-mixture")
+    return dataclasses.replace(experiment, likelihood="moments").name
 
 
 def _number(value, digits=2):

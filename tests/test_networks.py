@@ -82,7 +82,7 @@ def all_phases(height, width):
 # ---------------------------------------------------------------- the blind spot
 
 
-@pytest.mark.parametrize("size, channels", [((32, 32), 3), ((64, 64), 3), ((64, 64), 1), ((32, 96), 3)])
+@pytest.mark.parametrize("size, channels", [((32, 32), 3), ((32, 32), 1), ((64, 64), 3), ((32, 64), 3)])
 def test_no_output_depends_on_its_own_pixel_at_any_phase(size, channels):
     """32 x 32: every position; a square goes through in one call, another shape in two."""
     net = network(channels=channels)
@@ -119,9 +119,13 @@ def test_no_output_depends_on_its_own_pixel_under_xla():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["graph", "xla"])
-def test_no_output_depends_on_its_own_pixel_anywhere_in_a_larger_image(how):
-    assert leaking(network(), picture(96, 96), all_positions(96, 96), how=how) == ([], [])
+def test_no_output_depends_on_its_own_pixel_anywhere_in_a_larger_image():
+    assert leaking(network(width=2), picture(96, 96), all_positions(96, 96)) == ([], [])
+
+
+@pytest.mark.slow
+def test_no_output_depends_on_its_own_pixel_at_any_phase_under_xla():
+    assert leaking(network(), picture(64, 64), all_phases(64, 64), how="xla") == ([], [])
 
 
 @functools.cache
