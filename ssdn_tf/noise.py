@@ -29,10 +29,10 @@ import numpy as np
 from keras import ops
 
 from ssdn_tf import linalg
-from ssdn_tf.experiments import LIKELIHOODS
 from ssdn_tf.prior import Prior, diagonal_matrix
 
 _MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside the Poisson variance
+LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise
 _IMPULSE_VARIANCE = 1e-6  # added to sigma_x throughout the impulse model, as published
 _ALPHA_KNEE, _ALPHA_END = 0.999, 1.0 - 1e-6  # above the knee the learned alpha bends, towards the end
 

@@ -93,7 +93,9 @@ def _event_writer(run_dir):
 
 
 def duration(seconds):
-    """'12 s', '3.5 min', '4.2 h', '6.1 days'."""
+    """'12 s', '3.5 min', '4.2 h', '6.1 days'; '?' for NaN."""
+    if math.isnan(seconds):
+        return "?"
     for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (360_000, "h", 3600)):
         if seconds < limit:
             return f"{seconds / size:.{0 if unit == 's' else 1}f} {unit}"

@@ -147,14 +147,16 @@ def estimated_seconds(options):
     work = _WORK * (1.0 if options.experiment.pipeline in ("blindspot", "mean") else 0.25)
     if options.experiment.parameter_source == "per_image":
         work *= 1.25
+    work *= (options.width / 48) ** 2
     return options.train_images * options.crop**2 * 3 * work / rate
 
 
 class _StopOnSignal(keras.callbacks.Callback):
-    """Ctrl-C and SIGTERM end training after the step in progress."""
+    """Ctrl-C and SIGTERM end training after the step in progress. Also notes when steps end."""
 
     def __enter__(self):
         self.received = None
+        self.ends = []
         self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -167,7 +169,17 @@ class _StopOnSignal(keras.callbacks.Callback):
             print("\nstopping after this step", flush=True)
         self.received = number
 
+    def on_train_begin(self, logs=None):
+        self.ends = []
+
+    def steps_per_second(self):
+        """Of the last `fit`, without its first step, which may include compilation."""
+        if len(self.ends) < 2:
+            return math.nan
+        return (len(self.ends) - 1) / (self.ends[-1] - self.ends[0])
+
     def on_train_batch_end(self, batch, logs=None):
+        self.ends.append(time.perf_counter())
         if self.received is not None:
             self.model.stop_training = True
 
@@ -220,16 +232,15 @@ class Run:
     def _interval(self, stop):
         """Trains up to the next report, and reports."""
         end = min(self.options.steps, (self.step // self.report_steps + 1) * self.report_steps)
-        begin, first = time.perf_counter(), self.step
+        begin = time.perf_counter()
         feed = batches(self.samples, self.options, self.step, end)
         log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[stop])
         self.step = int(self.optimizer.iterations)
-        seconds = time.perf_counter() - begin
-        self.history.seconds += seconds
+        self.history.seconds += time.perf_counter() - begin
         row = {
             "images": self.step * self.options.batch_size,
             "seconds": round(self.history.seconds, 2),
-            "images_per_second": (self.step - first) * self.options.batch_size / seconds,
+            "images_per_second": stop.steps_per_second() * self.options.batch_size,
             "loss": float(log.history["loss"][0]),
             "learning_rate": float(self.optimizer.learning_rate),
             "skipped": int(self.optimizer.skipped),
@@ -240,7 +251,7 @@ class Run:
         if stop.received is None:
             row |= self.validation(self.denoiser.inference)
         self.history.add(row)
-        left = (self.options.steps - self.step) * self.options.batch_size / max(row["images_per_second"], 1e-9)
+        left = (self.options.steps - self.step) * self.options.batch_size / row["images_per_second"]
         print(progress_line(row, self.options, left), flush=True)
 
     def learned_level(self):
