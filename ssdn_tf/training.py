@@ -1,6 +1,7 @@
 """A training run: samples to the model, progress, checkpoints, resumption."""
 
 import math
+import os
 import pathlib
 import signal
 import time
@@ -118,8 +119,12 @@ def batches(samples, options, start, stop):
         tensors = tf.numpy_function(fetch, [step], [tf.float32] * len(keys))
         return {k: tf.ensure_shape(t, example[k].shape) for k, t in zip(keys, tensors)}
 
-    steps = tf.data.Dataset.range(start, stop)
-    return steps.map(as_dict, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
+    workers = min(os.cpu_count() or 1, 16)
+    dataset = tf.data.Dataset.range(start, stop).map(as_dict, num_parallel_calls=workers).prefetch(2 * workers)
+    # With autotuning, the end of each `fit` waits for a thread that sleeps for ten seconds and more.
+    tuning = tf.data.Options()
+    tuning.autotune.enabled = False
+    return dataset.with_options(tuning)
 
 
 class _Batches(keras.utils.PyDataset):
