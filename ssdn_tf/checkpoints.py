@@ -46,18 +46,24 @@ def load(path, variables):
         raise UserError(
             f"{path}: expected a checkpoint of this model, received one whose '{name}' is missing or differs in shape."
         )
+    try:
+        position = json.loads(str(arrays[_POSITION]))
+        values = {n: arrays[n].astype(v.dtype, casting="same_kind") for n, v in variables.items()}
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: expected a checkpoint, received a damaged file ({error}).") from error
     for name, variable in variables.items():
-        variable.assign(arrays[name])
-    return json.loads(str(arrays[_POSITION]))
+        variable.assign(values[name])
+    return position
 
 
 def _read(path):
     try:
+        # zipfile tells some damage by a RuntimeError.
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise UserError(f"expected a checkpoint, received '{path}', which does not exist.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError) as error:
         raise UserError(f"{path}: expected a checkpoint, received a damaged file ({error}).") from error
     if _POSITION not in arrays:
         raise UserError(f"{path}: expected a checkpoint, received a file without a position.")

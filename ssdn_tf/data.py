@@ -72,13 +72,14 @@ class ImageStore:
             )
 
     def _admit(self, file):
-        """None, or what is wrong with the file. Decodes it while the budget lasts."""
+        """None, or what is wrong with the file. Keeps what it decodes while the budget lasts."""
         try:
             height, width = images.size(file)
             if min(height, width) < self._crop:
                 return f"smaller than the crop of {self._crop}x{self._crop}"
+            # Decoding is the only way to find a file that ends too early.
+            pixels = images.read(file)
             if self._budget > 0:
-                pixels = images.read(file)
                 # Threads may overdraw the budget by a picture each.
                 self._budget -= pixels.nbytes
                 self._decoded[file] = pixels

@@ -27,7 +27,7 @@ class SkippingAdam(keras.optimizers.Adam):
         # The arithmetic form of "if": it compiles, and it works where variables are
         # values handed from step to step (JAX).
         state = [*self._trainable_variables, *self._momentums, *self._velocities]
-        before = [ops.convert_to_tensor(v) for v in state]
+        before = [ops.copy(v) for v in state]  # a conversion would hand out the variable itself
         grads = [ops.where(finite, g, ops.zeros_like(g)) for g in grads]
         super().apply(grads, trainable_variables)
         for variable, value in zip(state, before):
