@@ -27,11 +27,11 @@ class SkippingAdam(keras.optimizers.Adam):
         # The arithmetic form of "if": it compiles, and it works where variables are
         # values handed from step to step (JAX).
         state = [*self._trainable_variables, *self._momentums, *self._velocities]
-        before = [ops.copy(v) for v in state]  # a conversion would hand out the variable itself
+        before = [ops.copy(ops.convert_to_tensor(v)) for v in state]  # a conversion alone may be the variable
         grads = [ops.where(finite, g, ops.zeros_like(g)) for g in grads]
         super().apply(grads, trainable_variables)
         for variable, value in zip(state, before):
-            variable.assign(ops.where(finite, variable, value))
+            variable.assign(ops.where(finite, ops.convert_to_tensor(variable), value))
         one = ops.cast(ops.logical_not(finite), "int32")
         self.skipped.assign(self.skipped + one)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * one)
