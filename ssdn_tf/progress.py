@@ -107,7 +107,7 @@ def progress_line(row, options, left):
     total = options.train_images
     parts = [
         f"{row['images']:>{len(f'{total:,}')},} / {total:,} images",
-        f"{row['images_per_second']:.1f}/s",
+        "?/s" if math.isnan(row["images_per_second"]) else f"{row['images_per_second']:.1f}/s",
         f"{duration(left)} left",
         f"loss {row['loss']:.4f}",
     ]
