@@ -36,7 +36,7 @@ DENOISE = """Denoises a picture.
     python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=clean.png
 """
 
-_LEVEL_FLAG = {"gaussian": "sigma", "poisson": "lam", "impulse": "alpha"}
+_LEVEL_FLAG = experiments.LEVEL_NAMES
 _DEFAULT_LEVEL = {"gaussian": "25", "poisson": "30", "impulse": "0.5"}
 _PRESETS = {
     "paper": {

@@ -6,6 +6,7 @@ NOISES = ("gaussian", "poisson", "impulse")
 PIPELINES = ("blindspot", "mean", "n2c", "n2n")
 SOURCES = ("known", "global", "per_image")
 LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.ImpulseNoise
+LEVEL_NAMES = {"gaussian": "sigma", "poisson": "lam", "impulse": "alpha"}
 SHORT_NAMES = {"gaussian": "gauss", "poisson": "poisson", "impulse": "impulse"}
 
 

@@ -8,9 +8,9 @@ import time
 import numpy as np
 
 from ssdn_tf import denoisers, evaluation, images, metrics
+from ssdn_tf.experiments import LEVEL_NAMES
 
 _VALIDATION_SIDE = 128
-_LEVEL_NAMES = {"gaussian": "sigma", "poisson": "lam", "impulse": "alpha"}
 
 
 class Validation:
@@ -112,7 +112,7 @@ def progress_line(row, options, left):
         f"loss {row['loss']:.4f}",
     ]
     if "noise_level" in row:
-        parts.append(f"{_LEVEL_NAMES[options.experiment.noise]} {row['noise_level']:.4g}")
+        parts.append(f"{LEVEL_NAMES[options.experiment.noise]} {row['noise_level']:.4g}")
     if "psnr_mu_x" in row:
         parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
     elif "psnr" in row:

@@ -78,7 +78,7 @@ def start_of_parameter(options, samples):
 def build(options, samples):
     """The Denoiser of a run, compiled for training."""
     keras.utils.set_random_seed(options.seed)
-    start = start_of_parameter(options, samples) if samples is not None else 0.0
+    start = start_of_parameter(options, samples)
     denoiser = denoisers.build(options.experiment, start=start, rate=options.rate, width=options.width)
     schedule = schedules.RampUpRampDown(
         peak=options.learning_rate, train_images=options.train_images, batch_size=options.batch_size
@@ -95,7 +95,8 @@ def build(options, samples):
 def load_inference(run_dir):
     """(Options, inference model, position) of a run, from its checkpoint."""
     options = runs.read_options(run_dir)
-    denoiser = build(options, None)
+    denoiser = denoisers.build(options.experiment, rate=options.rate, width=options.width)
+    denoiser.inference.compile(**_COMPILE)
     path = pathlib.Path(run_dir) / "checkpoint.npz"
     position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
     return options, denoiser.inference, position

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, one sentence on stderr, nothing written on errors."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -95,8 +96,6 @@ WRONG = {
 
 @pytest.mark.parametrize("arguments", WRONG)
 def test_wrong_input_gets_one_sentence_and_writes_nothing(arguments, tmp_path, capsys, monkeypatch):
-    import re
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
     assert call(commands.train_main, "--preset=quick", *arguments.split(" ")) == 1
@@ -193,7 +192,7 @@ def test_evaluate_refuses_what_it_cannot_do(run_dir, tmp_path, capsys, monkeypat
         ("--alpha=0.5",): "--alpha: expected --sigma",
     }.items():
         assert call(commands.evaluate_main, f"--model={run_dir}", *flags) == 1
-        assert pytest.importorskip("re").search(words, capsys.readouterr().err)
+        assert re.search(words, capsys.readouterr().err)
     assert call(commands.evaluate_main, f"--runs={tmp_path}") == 1
     assert "train first" in capsys.readouterr().err
     assert call(commands.evaluate_main, f"--model={tmp_path}") == 1
