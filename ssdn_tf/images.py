@@ -1,11 +1,13 @@
 """Image files and folders of them, as NumPy arrays. No Keras here."""
 
 import contextlib
+import io
 import os
 import pathlib
 import sys
 import uuid
 
+import imagecodecs
 import numpy as np
 from PIL import Image
 
@@ -25,28 +27,59 @@ def read(path):
     Raises:
         UserError: the file cannot be read, or is no picture.
     """
-    try:
-        with Image.open(path) as image:
-            if _is_deep_colour(image):
-                warn(f"{path}: 16-bit colour is read as 8 bit.")
-            image.load()
-            if image.mode == "F":
-                raise UserError(f"{path}: expected 8 or 16 bit, received floating point.")
-            if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                pixels = np.asarray(image).astype(np.int64)
-                if pixels.min() < 0 or pixels.max() > 65535:
-                    raise UserError(f"{path}: expected 8 or 16 bit, received values up to {pixels.max()}.")
-                return pixels.astype(np.uint16)[..., None]
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-            pixels = np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: expected a picture, received a file that cannot be read ({error}).") from error
+    with _no_picture(path):
+        data = pathlib.Path(path).read_bytes()
+    return decode(data, path)
+
+
+def decode(data, name):
+    """The same of the bytes of a file; `name` is for errors."""
+    with _no_picture(name), Image.open(io.BytesIO(data)) as image:
+        if _is_deep_colour(image):
+            return _decode_deep_colour(data)
+        image.load()
+        if image.mode == "F":
+            raise UserError(f"{name}: expected 8 or 16 bit, received floating point.")
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+            pixels = np.asarray(image).astype(np.int64)
+            if pixels.min() < 0 or pixels.max() > 65535:
+                raise UserError(f"{name}: expected 8 or 16 bit, received values up to {pixels.max()}.")
+            return pixels.astype(np.uint16)[..., None]
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.asarray(image.convert(mode))
     return pixels[..., None] if mode == "L" else pixels
 
 
+@contextlib.contextmanager
+def _no_picture(name):
+    """Whatever reading a file raises, as one UserError."""
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: expected a picture, received a file that cannot be read ({error}).") from error
+
+
 def _is_deep_colour(image):
-    """True for a 16-bit colour PNG that is not decoded yet: Pillow keeps 8 bits of it without a word."""
-    return any(tile[3] in ("RGB;16B", "RGBA;16B") for tile in image.tile)
+    """True for a 16-bit PNG that Pillow would give 8 bits of, without a word."""
+    return image.format == "PNG" and any(tile[3] in ("RGB;16B", "RGBA;16B", "LA;16B") for tile in image.tile)
+
+
+def _decode_deep_colour(data):
+    try:
+        pixels = imagecodecs.png_decode(data)
+    except imagecodecs.PngError as error:
+        raise ValueError(error) from error
+    return pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
+
+
+def encode_png(pixels):
+    """The bytes of a PNG file. pixels: uint8 or uint16 [H, W, 1 or 3]; its bits are the file's."""
+    pixels = np.ascontiguousarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if pixels.dtype == np.uint16:
+        return imagecodecs.png_encode(pixels)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
 
 
 def to_float(pixels):
@@ -66,27 +99,44 @@ def to_channels(pixels, channels):
 
 def to_uint8(image):
     """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
-    return np.clip(255.0 * np.asarray(image, np.float64) + 0.5, 0.0, 255.0).astype(np.uint8)
+    return _quantize(image, np.uint8)
 
 
-def write(path, image):
-    """Writes float [H,W,C] in [0, 1] (or uint8) as 8 bit; the suffix of the path says the format.
+def to_uint16(image):
+    """Intensities to 16 bit, by the same rule."""
+    return _quantize(image, np.uint16)
 
-    The file appears whole or not at all.
+
+def _quantize(image, dtype):
+    most = float(np.iinfo(dtype).max)
+    return np.clip(most * np.asarray(image, np.float64) + 0.5, 0.0, most).astype(dtype)
+
+
+def write(path, image, bits=8):
+    """Writes float [H,W,C] in [0, 1] as 8 or 16 bit, or uint8 and uint16 as they are.
+
+    The suffix of the path says the format; 16 bit goes into PNG only. The file appears whole
+    or not at all.
 
     Raises:
         UserError: unknown suffix, values that are not finite, or the disk refuses.
     """
     path = pathlib.Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected a name ending in one of {', '.join(SUFFIXES)}, received '{path.suffix}'.")
     if not np.isfinite(image).all():
         raise UserError(f"{path}: expected finite intensities to write, received NaN or infinity.")
-    pixels = image if image.dtype == np.uint8 else to_uint8(image)
+    pixels = image
+    if image.dtype not in (np.uint8, np.uint16):
+        pixels = to_uint16(image) if bits == 16 else to_uint8(image)
+    if suffix == ".png":
+        return write_whole(path, lambda file: file.write(encode_png(pixels)))
+    if pixels.dtype == np.uint16:
+        raise UserError(f"{path}: expected a name ending in .png for 16 bit, received '{path.suffix}'.")
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: expected a name ending in one of {', '.join(SUFFIXES)}, received '{path.suffix}'.")
-    write_whole(
-        path, lambda file: Image.fromarray(pixels).save(file, format=Image.registered_extensions()[path.suffix.lower()])
-    )
+    kind = Image.registered_extensions()[suffix]
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=kind))
 
 
 def write_whole(path, write_to):
@@ -147,8 +197,5 @@ def size(path):
     Raises:
         UserError: the file is no picture.
     """
-    try:
-        with Image.open(path) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: expected a picture, received a file that cannot be read ({error}).") from error
+    with _no_picture(path), Image.open(path) as image:
+        return image.height, image.width

@@ -2,8 +2,10 @@
 
 import errno
 import os
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -316,20 +318,50 @@ def test_floating_point_tiff_is_refused_rather_than_read_as_black(tmp_path):
         images.read(tmp_path / "a.tif")
 
 
-def test_sixteen_bit_colour_is_read_as_eight_with_a_warning(tmp_path, capsys):
-    """The file is put together by hand, as Pillow does not write such."""
-    import struct
-    import zlib
+def png16(channels, kind, values):
+    """A 16-bit PNG of one row, put together by hand, as Pillow does not write such."""
 
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0))
-    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(">6H", *[0x1234] * 6)))
-    path = tmp_path / "a.png"
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b""))
-    assert images.read(path).tolist() == [[[18] * 3] * 2]
-    assert "16-bit colour is read as 8 bit" in capsys.readouterr().err
+    width = len(values) // channels
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, 16, kind, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + struct.pack(f">{len(values)}H", *values)))
+    return b"\x89PNG\r\n\x1a\n" + header + pixels + chunk(b"IEND", b"")
+
+
+def test_sixteen_bit_colour_keeps_its_bits():
+    found = images.decode(png16(3, 2, [0, 1, 256, 65535, 513, 7]), "a.png")
+    assert found.dtype == np.uint16 and found.tolist() == [[[0, 1, 256], [65535, 513, 7]]]
+
+
+def test_sixteen_bit_transparency_is_dropped():
+    assert images.decode(png16(4, 6, [1, 2, 3, 0]), "a.png").tolist() == [[[1, 2, 3]]]
+    assert images.decode(png16(2, 4, [258, 0]), "a.png").tolist() == [[[258]]]
+
+
+@pytest.mark.parametrize("cut", [60, -20])
+def test_truncated_sixteen_bit_colour_is_refused(tmp_path, cut):
+    data = images.encode_png(np.random.default_rng(0).integers(0, 65536, (9, 9, 3), np.uint16))
+    (tmp_path / "a.png").write_bytes(data[:cut])
+    fails(images.read, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_png_bytes_give_their_pixels_back(channels, dtype):
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (5, 7, channels), dtype, endpoint=True)
+    found = images.decode(images.encode_png(pixels), "a.png")
+    assert found.dtype == dtype and (found == pixels).all()
+
+
+def test_sixteen_bits_are_written_where_asked_for(tmp_path):
+    image = np.array([[[0.0], [1.0], [0.5], [-1.0], [2.0], [1 / 65535]]])
+    images.write(tmp_path / "a.png", image, bits=16)
+    assert images.read(tmp_path / "a.png").ravel().tolist() == [0, 65535, 32768, 0, 65535, 1]
+    assert "expected a name ending in .png for 16 bit" in fails(
+        lambda: images.write(tmp_path / "a.jpg", image, bits=16)
+    )
 
 
 def test_values_that_are_not_finite_are_not_written(tmp_path):

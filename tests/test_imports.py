@@ -16,14 +16,15 @@ FOLDER = pathlib.Path(ssdn_tf.__file__).parent
 ROWS = [
     "errors linalg blindspot experiments schedules optimizers",
     "images prior networks baselines",
-    "metrics noise checkpoints datasets tiling",
+    "metrics noise checkpoints datasets tiling protocol cli",
+    "remote",
     "parameters data runs report",
     "losses",
     "denoisers",
     "evaluation official",
     "progress",
     "training",
-    "serving",
+    "serving train_flags",
     "commands",
 ]
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}
@@ -143,8 +144,8 @@ def test_every_import_is_one_that_the_project_declares():
     """Hidden dependencies would show only on another machine."""
     declared = {
         *("absl", "keras", "numpy", "PIL", "skimage", "tensorboard", "tensorflow", "tensorflow_datasets"),
-        *("importlib_resources", "jax", "bm3d", "ssdn_tf"),
-        *("tensorflow_serving", "grpc"),  # of the serving client's extra
+        *("imagecodecs", "importlib_resources", "jax", "bm3d", "ssdn_tf"),
+        *("google", "grpc"),  # protobuf; the client's extra
     }
     for name, text in sources().items():
         assert packages(text) - sys.stdlib_module_names <= declared, name
