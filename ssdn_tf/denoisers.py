@@ -15,7 +15,7 @@ class Denoiser(NamedTuple):
     training: dict of samples (see `data.Samples`) -> loss map; the loss is added inside.
     inference: {"noisy": [N,H,W,C]} and, for a known parameter, "noise_parameter"
         [N,1,1,1] -> dict with "denoised" and, where the pipeline has them, "mu_x",
-        "prior_std" (both [N,H,W,C]) and "noise_parameter" [N or 1, 1, 1, 1].
+        "prior_std", "posterior_std" (all [N,H,W,C]) and "noise_parameter" [N or 1, 1, 1, 1].
     """
 
     training: keras.Model
@@ -97,16 +97,17 @@ def _bayesian(experiment, start, rate, network):
     scale = 2.0 if channels == 1 else model.loss_scale
     regularization = 0.0 if source == "known" else model.regularization
     loss = losses.MarginalLikelihood(model, regularization, scale, name="loss")
-    denoised = losses.PosteriorMean(model, name="denoised")(noisy, mu_x, sigma_x, parameter)
+    posterior = (noisy, mu_x, sigma_x, parameter)
     inputs = {"noisy": noisy, "noise_parameter": given}
     results = {
-        "denoised": denoised,
+        "denoised": losses.PosteriorMean(model, name="denoised")(*posterior),
         "mu_x": Cast(name="mu_x")(mu_x),
         "prior_std": ChannelStd(name="prior_std")(sigma_x),
+        "posterior_std": losses.PosteriorStd(model, name="posterior_std")(*posterior),
         "noise_parameter": parameter,
     }
     return Denoiser(
-        keras.Model(inputs, loss(noisy, mu_x, sigma_x, parameter), name="training"),
+        keras.Model(inputs, loss(*posterior), name="training"),
         keras.Model(inputs, results, name="inference"),
     )
 

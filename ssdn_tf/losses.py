@@ -82,6 +82,15 @@ class PosteriorMean(KnownParameter):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
+class PosteriorStd(PosteriorMean):
+    """Standard deviation of p(x | y, context), [N,H,W,C] float32. Call arguments as MarginalLikelihood."""
+
+    def call(self, noisy, mu_x, sigma_x, parameter):
+        std = self.noise.posterior_std(noisy, Prior(mu_x, sigma_x), parameter)
+        return ops.cast(std, "float32")
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
 class LpLoss(keras.layers.Layer):
     """Loss of the baselines: d^2, or (|d| + 1e-8)^p with the exponent p as an input.
 

@@ -117,6 +117,29 @@ class AdditiveNoise(NoiseModel):
         gain, _ = linalg.solve_and_logdet(sigma_y, noisy - prior.mu_x)
         return prior.mu_x + linalg.matvec(sigma_x, gain)
 
+    def posterior_std(self, noisy, prior, parameter):
+        """Standard deviation of p(x | y, context) in each channel.
+
+            sqrt of the diagonal of  sigma_x (sigma_x + sigma_n)^-1 sigma_n
+
+        As sigma_n is diagonal, no difference of large numbers is needed: the result keeps
+        its relative accuracy for any ratio of the two.
+
+        Args:
+            noisy: not read; the uncertainty of a Gaussian depends on the context alone.
+            prior, parameter: as in `marginal_nll`.
+
+        Returns:
+            float [N, H, W, C].
+
+        Approximation: as `posterior_mean`.
+        """
+        variance = self.variance(prior, parameter)
+        sigma_y = prior.sigma_x + diagonal_matrix(variance)
+        channels = prior.mu_x.shape[-1]
+        gains = [linalg.solve_and_logdet(sigma_y, prior.sigma_x[..., i])[0][..., i] for i in range(channels)]
+        return ops.sqrt(ops.maximum(ops.stack(gains, axis=-1) * variance, 0.0))
+
     def standard_deviation(self, prior, parameter):
         """Noise std, arithmetic mean over channels: [N,H,W], or [N,1,1] where it is one number."""
         return ops.mean(ops.sqrt(self.variance(prior, parameter)), axis=-1)
@@ -277,9 +300,28 @@ class ImpulseNoise(NoiseModel):
         Returns:
             float [N, H, W, C].
         """
-        log_clean, log_impulse = self._log_joint(noisy, self.effective_prior(prior), parameter, determinant_floor)
-        kept = ops.sigmoid(log_clean - log_impulse)[..., None]
+        kept = self._kept(noisy, self.effective_prior(prior), parameter, determinant_floor)
         return prior.mu_x + kept * (noisy - prior.mu_x)
+
+    def posterior_std(self, noisy, prior, parameter):
+        """Standard deviation of p(x | y, context) in each channel, exact for y in [0, 1]^C.
+
+        The posterior is a mixture: y itself with the probability k that the pixel was kept,
+        N(mu_x, sigma_x) otherwise. Its variance in a channel is
+        (1 - k) sigma_x_cc + k (1 - k) (y - mu_x)^2.
+
+        Args and Returns: float, as `posterior_mean`.
+        """
+        effective = self.effective_prior(prior)
+        kept = self._kept(noisy, effective, parameter)
+        d = noisy - prior.mu_x
+        within = ops.diagonal(effective.sigma_x, axis1=-2, axis2=-1)
+        return ops.sqrt((1.0 - kept) * (within + kept * d * d))
+
+    def _kept(self, noisy, effective, alpha, determinant_floor=0.0):
+        """Probability that a pixel was not replaced, [N,H,W,1]."""
+        log_clean, log_impulse = self._log_joint(noisy, effective, alpha, determinant_floor)
+        return ops.sigmoid(log_clean - log_impulse)[..., None]
 
     def standard_deviation(self, prior, alpha):
         """Published measure of the noise: alpha 100/255, [N,1,1]."""

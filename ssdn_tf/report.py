@@ -11,6 +11,7 @@ from ssdn_tf import images
 from ssdn_tf.experiments import PUBLISHED_PSNR, Experiment, unchecked
 
 _SIDE = 320  # of a picture in a strip, cut from the middle
+_AVERAGED = ("psnr_noisy", "psnr_mu_x", "psnr", "ssim", "inside_1_std", "inside_2_std", "estimated_level")
 _STD_WHITE = 0.1  # prior std that is shown as white
 
 
@@ -20,7 +21,7 @@ def statistics(rows):
     standard_error_images: over pictures (how another set of pictures would differ).
     standard_error_noise: over noise draws on these pictures; None with one repeat.
     """
-    keys = [k for k in ("psnr_noisy", "psnr_mu_x", "psnr", "ssim", "estimated_level") if k in rows[0]]
+    keys = [key for key in _AVERAGED if key in rows[0]]
     result = {key: float(np.mean([row[key] for row in rows])) for key in keys}
     names = sorted({row["image"] for row in rows})
     groups = [[row["psnr"] for row in rows if row["image"] == name] for name in names]
@@ -60,6 +61,10 @@ def table(results):
         lines.append("| " + " | ".join(cells) + " |")
     if remark:
         lines += ["", "\\* not checked against the paper's text."]
+    for r in results:
+        if "inside_1_std" in r:
+            inside = f"{r['inside_1_std']:.1%} and {r['inside_2_std']:.1%} of the clean values lie"
+            lines += ["", f"{r['name']}, {r['dataset']}: {inside} within 1 and 2 posterior std."]
     return "\n".join(lines)
 
 

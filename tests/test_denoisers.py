@@ -69,7 +69,7 @@ def expected_keys(experiment):
     """(inputs of training, inputs of inference, outputs of inference), as the docstring has them."""
     if experiment.pipeline == "blindspot":
         inputs = {"noisy", "noise_parameter"}
-        return inputs, inputs, {"denoised", "mu_x", "prior_std", "noise_parameter"}
+        return inputs, inputs, {"denoised", "mu_x", "prior_std", "posterior_std", "noise_parameter"}
     exponent = {"exponent"} if experiment.noise == "impulse" and experiment.pipeline != "n2c" else set()
     return {"noisy", "target"} | exponent, {"noisy"}, {"denoised"}
 

@@ -34,6 +34,19 @@ def test_noise_is_added_after_padding():
     assert case.padded.std() == pytest.approx(25 / 255, rel=0.1)
 
 
+def test_the_share_inside_the_posterior_std_is_counted_over_values():
+    """Errors 0.05, 0.15, 0.15, 0.35 of a std of 0.1: one of four within one, three within two."""
+    clean = np.full((16, 16, 1), 0.5, np.float32)
+    denoised = clean + np.tile(np.float32([0.05, -0.15, 0.15, 0.35]), 64).reshape(16, 16, 1)
+    case = evaluation.Corrupted(clean, clean, 0.1)
+    row = evaluation.scores(case, {"denoised": denoised, "posterior_std": np.full_like(clean, 0.1)})
+    assert (row["inside_1_std"], row["inside_2_std"]) == (0.25, 0.75)
+    result = report.statistics([row | {"image": "a"}]) | {"name": "n", "dataset": "d", "images": 1, "repeats": 1}
+    text = report.table([result | {"experiment": Experiment().to_dict()}])
+    assert "25.0% and 75.0% of the clean values lie within 1 and 2 posterior std" in text
+    assert "inside_1_std" not in evaluation.scores(case, {"denoised": denoised})
+
+
 def test_standard_errors_over_pictures_and_over_noise():
     rows = [
         {"image": image, "psnr": psnr, "psnr_noisy": 20.0, "ssim": 0.5}

@@ -51,6 +51,8 @@ def test_layers_keep_the_boring_truths(model, channels):
     assert loss.shape == SHAPE and loss.dtype == np.float64
     (mean,) = check_layer(losses.PosteriorMean(model), *arguments)
     assert mean.shape == (*SHAPE, channels) and mean.dtype == np.float32
+    (std,) = check_layer(losses.PosteriorStd(model), *arguments)
+    assert std.shape == (*SHAPE, channels) and std.dtype == np.float32
 
 
 def test_lp_loss_keeps_the_boring_truths():

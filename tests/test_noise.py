@@ -257,6 +257,34 @@ def test_the_prior_mean_alone_is_not_orthogonal_to_the_observation(model, channe
     assert np.abs(z_test(samples, 0.0, limit=1e4)).max() > 50
 
 
+def squared_error_samples(model, channels, std):
+    """(x - posterior mean)^2 - std^2 for sampled pairs, [K, C]: 0 on average, as that is what the std means.
+
+    So for Poisson noise too: the mean squared error of the best linear estimate is the stated one."""
+    mu_x, sigma_x, clean, rng = sampled_pixels(channels)
+    level = LEVELS[model.kind]
+    noisy = model.corrupt(clean, level, rng)
+    arguments = noisy, *one_pixel(mu_x, sigma_x), np.full((1, 1, 1, 1), level)
+    error = clean - call(model.posterior_mean, *arguments)
+    return (error**2 - std(model, arguments) ** 2).reshape(-1, channels)
+
+
+@every_model
+@every_channel_count
+def test_posterior_std_is_that_of_the_error(model, channels):
+    # 500,000 pixels see an error of 1 % in the variance.
+    z_test(squared_error_samples(model, channels, lambda m, arguments: call(m.posterior_std, *arguments)), 0.0)
+
+
+@every_model
+@every_channel_count
+def test_the_prior_std_is_not_that_of_the_error(model, channels):
+    def prior_std(_, arguments):
+        return np.sqrt(np.diagonal(arguments[2], axis1=-2, axis2=-1))
+
+    assert np.abs(z_test(squared_error_samples(model, channels, prior_std), 0.0, limit=1e4)).max() > 50
+
+
 @every_channel_count
 def test_gaussian_marginal_nll_matches_monte_carlo(channels):
     # p(y) is the mean of p(y | x) over the prior. 500,000 draws see an error of 1 % in p(y).
@@ -279,6 +307,7 @@ def test_gaussian_marginal_nll_and_posterior_mean_match_quadrature(channels):
     noisy = mu_x + 0.4 * (noisy - 0.5)
     nll = call(model.marginal_nll, noisy, mu_x, sigma_x, sigma)
     mean = call(model.posterior_mean, noisy, mu_x, sigma_x, sigma)
+    std = call(model.posterior_std, noisy, mu_x, sigma_x, sigma)
     for p in [(0, 0, 0), (0, 2, 1), (1, 1, 3)]:
         x, weights = gauss_hermite(mu_x[p], sigma_x[p], nodes=60)
         s = sigma[p[0], 0, 0, 0]
@@ -286,10 +315,23 @@ def test_gaussian_marginal_nll_and_posterior_mean_match_quadrature(channels):
         # 60 nodes a channel resolve a likelihood of about the width of the prior to 1e-7.
         assert nll[p] == pytest.approx(-np.log(weights.sum()), abs=1e-6)
         np.testing.assert_allclose(mean[p], weights @ x / weights.sum(), atol=1e-6)
+        variance = weights @ (x - mean[p]) ** 2 / weights.sum()
+        np.testing.assert_allclose(std[p], np.sqrt(variance), atol=1e-6)
+
+
+@every_channel_count
+def test_poisson_posterior_std_is_the_gaussian_one_at_the_variance_of_mu_x(channels):
+    noisy, mu_x, sigma_x, lam = case(noise.PoissonNoise(), channels)
+    found = call(noise.PoissonNoise().posterior_std, noisy, mu_x, sigma_x, lam)
+    for p in np.ndindex(SHAPE):
+        sigma_n = np.diag(mu_x[p] / lam[p[0], 0, 0, 0])
+        expected = np.linalg.inv(np.linalg.inv(sigma_x[p]) + np.linalg.inv(sigma_n))
+        np.testing.assert_allclose(found[p], np.sqrt(np.diag(expected)), rtol=1e-9)
 
 
 def poisson_posterior_error(lam):
-    """RMS of (ours - exact posterior mean) over photon counts, in exact posterior stds. Mono."""
+    """RMS of (ours - exact posterior mean) over photon counts, in exact posterior stds; and the
+    ratio of our posterior std to the exact one (RMS over counts). Mono."""
     mu, std = 0.5, 0.1
     x = np.linspace(mu - 5 * std + 1e-6, mu + 6 * std, 2_001)
     p_x = scipy.stats.norm.pdf(x, mu, std)
@@ -301,8 +343,10 @@ def poisson_posterior_error(lam):
     variance = joint @ x**2 / p_k - exact**2
     prior = one_pixel(np.array([mu]), np.array([[std**2]]))
     y = (counts / lam).reshape(1, 1, -1, 1)
-    ours = call(noise.PoissonNoise().posterior_mean, y, *prior, np.full((1, 1, 1, 1), lam)).ravel()
-    return np.sqrt(p_k @ (ours - exact) ** 2 / (p_k @ variance))
+    lam = np.full((1, 1, 1, 1), lam)
+    ours = call(noise.PoissonNoise().posterior_mean, y, *prior, lam).ravel()
+    std = call(noise.PoissonNoise().posterior_std, y, *prior, lam).item()  # the same for every count
+    return np.sqrt(p_k @ (ours - exact) ** 2 / (p_k @ variance)), std / np.sqrt(p_k @ variance)
 
 
 @pytest.mark.parametrize("lam, stated", [(5.0, 0.025), (30.0, 0.09), (50.0, 0.105), (500.0, 0.08)])
@@ -310,7 +354,10 @@ def test_poisson_posterior_error_is_the_stated_part_of_the_posterior_std(lam, st
     # Against exact quadrature, for a prior of 0.5 +- 0.1. Few photons: little is learned from
     # them either way; very many: their distribution is nearly Gaussian. Computed: 0.0246,
     # 0.0874, 0.1040, 0.0779; pinned from both sides, so that an exact or a worse one shows.
-    assert 0.95 * stated < poisson_posterior_error(lam) < stated
+    error, ratio = poisson_posterior_error(lam)
+    assert 0.95 * stated < error < stated
+    # Our std is the root mean square error of our mean; the exact one's is smaller by that part.
+    assert ratio == pytest.approx(np.sqrt(1 + error**2), rel=1e-3)
 
 
 # The exact impulse likelihood.
@@ -356,6 +403,7 @@ def test_impulse_posterior_mean_matches_brute_force_bayes(channels, likelihood):
     model = noise.ImpulseNoise(likelihood)
     noisy, mu_x, sigma_x, alpha = case(model, channels)
     found = call(model.posterior_mean, noisy, mu_x, sigma_x, alpha)
+    std = call(model.posterior_std, noisy, mu_x, sigma_x, alpha)
     kept = 0.0
     for p in np.ndindex(SHAPE):
         normal = scipy.stats.multivariate_normal(*reference_prior("impulse", mu_x[p], sigma_x[p]))
@@ -363,6 +411,10 @@ def test_impulse_posterior_mean_matches_brute_force_bayes(channels, likelihood):
         # P(replaced | y): the uniform density is 1 in the unit cube.
         replaced = a / (a + (1 - a) * normal.pdf(noisy[p]))
         np.testing.assert_allclose(found[p], replaced * mu_x[p] + (1 - replaced) * noisy[p], rtol=1e-9)
+        # Moments of the mixture of an atom at y and the prior.
+        variance = np.diag(reference_prior("impulse", mu_x[p], sigma_x[p])[1])
+        second = replaced * (variance + mu_x[p] ** 2) + (1 - replaced) * noisy[p] ** 2
+        np.testing.assert_allclose(std[p], np.sqrt(second - found[p] ** 2), rtol=1e-6)
         kept = max(kept, 1 - replaced)
     assert kept > 0.5  # the case has pixels of both kinds
 
@@ -389,6 +441,26 @@ def test_sure_prior_returns_mu_x(model, channels):
     else:  # there a sure prior is one of standard deviation 0.001
         far = np.abs(noisy - mu_x).max(axis=-1) > 0.05
         assert far.mean() > 0.5 and (found == mu_x)[far].all()
+
+
+def test_posterior_std_keeps_its_accuracy_beside_a_hundred_thousand_times_larger_noise():
+    """And a smaller one; a difference of covariances would lose ten digits."""
+    for sigma_x, sigma in ((1e-10, 1.0), (1.0, 1e-5)):
+        arguments = (
+            np.zeros((1, 1, 1, 1)),
+            np.zeros((1, 1, 1, 1)),
+            np.full((1, 1, 1, 1, 1), sigma_x),
+            np.full(4 * (1,), sigma),
+        )
+        found = call(noise.GaussianNoise().posterior_std, *arguments, dtype="float32").item()
+        assert found == pytest.approx(min(math.sqrt(sigma_x), sigma), rel=1e-6)
+
+
+def test_posterior_std_at_the_ends_of_alpha():
+    noisy, mu_x, sigma_x, alpha = case(noise.ImpulseNoise(), 3)
+    assert (call(noise.ImpulseNoise().posterior_std, noisy, mu_x, sigma_x, 0 * alpha) == 0).all()
+    found = call(noise.ImpulseNoise().posterior_std, noisy, mu_x, sigma_x, np.ones_like(alpha))
+    np.testing.assert_allclose(found**2, np.diagonal(sigma_x, axis1=-2, axis2=-1) + 1e-6, rtol=1e-12)
 
 
 def test_infinite_noise_returns_mu_x():
