@@ -55,7 +55,7 @@ class ImageStore:
     def __init__(self, files, crop, memory_mb=2048):
         self._budget = memory_mb * 2**20
         self._crop = crop
-        self._decoded = {}
+        self._decoded, self._sides = {}, {}
         files, problems = list(files), {}
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for file, problem in zip(files, pool.map(self._admit, files)):
@@ -74,8 +74,8 @@ class ImageStore:
     def _admit(self, file):
         """None, or what is wrong with the file. Keeps what it decodes while the budget lasts."""
         try:
-            height, width = images.size(file)
-            if min(height, width) < self._crop:
+            self._sides[file] = min(images.size(file))
+            if self._sides[file] < self._crop:
                 return f"smaller than the crop of {self._crop}x{self._crop}"
             # Decoding is the only way to find a file that ends too early.
             pixels = images.read(file)
@@ -90,10 +90,29 @@ class ImageStore:
     def __len__(self):
         return len(self.files)
 
+    def largest_crop(self):
+        """Side of the largest square that fits into one of the pictures."""
+        return max(self._sides[file] for file in self.files)
+
+    def at_least(self, side):
+        """The pictures that hold a square of this side: a sequence like this one."""
+        return _Some(self, [i for i, file in enumerate(self.files) if self._sides[file] >= side])
+
     def __getitem__(self, number):
         file = self.files[number]
         pixels = self._decoded.get(file)
         return images.read(file) if pixels is None else pixels
+
+
+class _Some:
+    def __init__(self, store, numbers):
+        self.store, self.numbers = store, numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, i):
+        return self.store[self.numbers[i]]
 
 
 class Samples:
@@ -163,3 +182,15 @@ class Samples:
         if self.noisy_already:
             return clean, parameter
         return self.noise.corrupt(clean, parameter, rng), parameter
+
+
+class Stages:
+    """Two kinds of Samples in a row: those of `first` up to image `begin`, then those of `second`."""
+
+    def __init__(self, first, second, begin):
+        self.first, self.second, self.begin = first, second, begin
+        self.store = first.store
+
+    def batch(self, start, size):
+        """As in Samples; the crop of a batch is that of its first sample."""
+        return (self.first if start < self.begin else self.second).batch(start, size)

@@ -10,13 +10,13 @@ import numpy as np
 from ssdn_tf import denoisers, evaluation, images, metrics
 from ssdn_tf.experiments import LEVEL_NAMES
 
-_VALIDATION_SIDE = 128
+_VALIDATION_SIDE = 256
 
 
 class Validation:
-    """PSNR of fixed noisy 128x128 centre crops (at most `most` pictures), in one batch."""
+    """PSNR of fixed noisy 256x256 centre crops (at most `most` pictures), in one batch."""
 
-    def __init__(self, files, options, most=8):
+    def __init__(self, files, options, most=4):
         experiment, noise = options.experiment, denoisers.noise_model(options.experiment)
         self.cases = []
         for file in files[:most]:

@@ -21,6 +21,8 @@ class Options:
     """What decides the result of a run; a run directory belongs to one set of options.
 
     clip_norm: gradients longer than this (all weights together) are shortened to it; 0: never.
+    final_crop, final_images: side of the last crops, and how many they are. A network that has
+        seen small crops only does not know a picture whose border is far away.
     start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate"
         takes a robust estimate from noisy crops, "published" raw 0, a number is a level.
     """
@@ -31,6 +33,8 @@ class Options:
     train_images: int = 2_000_000
     batch_size: int = 4
     crop: int = 256
+    final_crop: int = 256
+    final_images: int = 0
     learning_rate: float = 3e-4
     clip_norm: float = 0.0
     seed: int = 0
@@ -50,6 +54,16 @@ class Options:
     @property
     def steps(self):
         return math.ceil(self.train_images / self.batch_size)
+
+    @property
+    def final_step(self):
+        """The first step on crops of `final_crop`."""
+        return math.ceil((self.train_images - self.final_images) / self.batch_size)
+
+    def pixels(self, step):
+        """Pixels that the first `step` steps train on."""
+        first, final = min(step, self.final_step), max(step - self.final_step, 0)
+        return self.batch_size * (first * self.crop**2 + final * self.final_crop**2)
 
 
 def new_run_dir(root, name):

@@ -19,18 +19,24 @@ class RampUpRampDown(keras.optimizers.schedules.LearningRateSchedule):
         train_images: images in the whole training.
         batch_size: images a step.
         ramp_up, ramp_down: fractions of the training (published: 0.1, 0.3).
+        final_images, final_weight: each of the last `final_images` counts `final_weight`
+            times as much of the training as one before (larger crops, by their pixels).
     """
 
-    def __init__(self, *, peak, train_images, batch_size, ramp_up=0.1, ramp_down=0.3):
+    def __init__(self, *, peak, train_images, batch_size, ramp_up=0.1, ramp_down=0.3, final_images=0, final_weight=1.0):
         self.peak = peak
         self.train_images = train_images
         self.batch_size = batch_size
         self.ramp_up = ramp_up
         self.ramp_down = ramp_down
+        self.final_images = final_images
+        self.final_weight = final_weight
 
     def __call__(self, step):
         # Steps and images are counted exactly in float32 up to 16.7 million.
-        seen = ops.cast(step, "float32") * self.batch_size / self.train_images
+        images = ops.cast(step, "float32") * self.batch_size
+        first, extra = self.train_images - self.final_images, self.final_weight - 1.0
+        seen = (images + extra * ops.maximum(images - first, 0.0)) / (self.train_images + extra * self.final_images)
         up = ops.minimum(seen / self.ramp_up, 1.0) if self.ramp_up else 1.0
         value = 0.5 - 0.5 * ops.cos(math.pi * up) if self.ramp_up else 1.0
         if self.ramp_down:
@@ -45,6 +51,8 @@ class RampUpRampDown(keras.optimizers.schedules.LearningRateSchedule):
             "batch_size": self.batch_size,
             "ramp_up": self.ramp_up,
             "ramp_down": self.ramp_down,
+            "final_images": self.final_images,
+            "final_weight": self.final_weight,
         }
 
 

@@ -1,5 +1,6 @@
 """A training run: samples to the model, progress, checkpoints, resumption."""
 
+import dataclasses
 import math
 import os
 import pathlib
@@ -12,12 +13,14 @@ from keras import ops
 
 from ssdn_tf import checkpoints, data, denoisers, evaluation, images, runs, schedules
 from ssdn_tf.errors import UserError
+from ssdn_tf.networks import GRID
 from ssdn_tf.optimizers import SkippingAdam
 from ssdn_tf.progress import History, Validation, progress_line
 
 _TOO_MANY_SKIPS = 100  # in a row
 # On two CPU cores, XLA makes a step on 4 crops of 64x64 1.17 times as fast (benchmarks/step.py).
 _COMPILE = {"jit_compile": True}
+_LEAST_REPORT = 100  # images between two reports, where the user does not say
 _WORK = 1.25e6  # multiply-adds a pixel, forward, of the blind colour network
 
 
@@ -42,7 +45,19 @@ def training_files(options, data_dir=None):
     return (files, held) if held else data.hold_out(files)
 
 
-def make_samples(options, files, memory_mb):
+def settle(options, store):
+    """The options with a final crop that fits into one of the pictures (warning where that changes it)."""
+    if not options.final_images:
+        return options
+    side = min(options.final_crop, store.largest_crop() // GRID * GRID)
+    if side == options.final_crop:
+        return options
+    images.warn(f"the last crops are of {side}x{side}, as no picture holds {options.final_crop}x{options.final_crop}.")
+    return dataclasses.replace(options, final_crop=side)
+
+
+def make_samples(options, store):
+    """data.Samples, or data.Stages where the last crops have a size of their own."""
     experiment = options.experiment
     exponent = None
     if denoisers.anneals(experiment):
@@ -50,16 +65,14 @@ def make_samples(options, files, memory_mb):
         def exponent(index):
             return schedules.annealed_exponent(index, options.train_images)
 
-    store = data.ImageStore(files, options.crop, memory_mb)
-    return data.Samples(
-        store,
-        experiment,
-        denoisers.noise_model(experiment),
-        crop=options.crop,
-        seed=options.seed,
-        exponent=exponent,
-        noisy_already=options.noisy_already,
-    )
+    noise = denoisers.noise_model(experiment)
+    settings = {"seed": options.seed, "exponent": exponent, "noisy_already": options.noisy_already}
+    first = data.Samples(store, experiment, noise, crop=options.crop, **settings)
+    if not options.final_images or options.final_crop == options.crop:
+        return first
+    side = options.final_crop
+    second = data.Samples(store.at_least(side), experiment, noise, crop=side, **settings)
+    return data.Stages(first, second, options.final_step * options.batch_size)
 
 
 def start_of_parameter(options, samples):
@@ -81,7 +94,11 @@ def build(options, samples):
     start = start_of_parameter(options, samples)
     denoiser = denoisers.build(options.experiment, start=start, rate=options.rate, width=options.width)
     schedule = schedules.RampUpRampDown(
-        peak=options.learning_rate, train_images=options.train_images, batch_size=options.batch_size
+        peak=options.learning_rate,
+        train_images=options.train_images,
+        batch_size=options.batch_size,
+        final_images=options.final_images,
+        final_weight=(options.final_crop / options.crop) ** 2,
     )
     optimizer = SkippingAdam(
         schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
@@ -109,7 +126,7 @@ def batches(samples, options, start, stop):
         return _Batches(samples, size, start, stop)
     import tensorflow as tf
 
-    example = samples.batch(0, size)
+    example = samples.batch(start * size, size)
     keys = sorted(example)
 
     def fetch(step):
@@ -154,7 +171,7 @@ def estimated_seconds(options):
     if options.experiment.parameter_source == "per_image":
         work *= 1.25
     work *= (options.width / 48) ** 2
-    return options.train_images * options.crop**2 * 3 * work / rate
+    return options.pixels(options.steps) * 3 * work / rate
 
 
 class _StopOnSignal(keras.callbacks.Callback):
@@ -194,10 +211,11 @@ class Run:
     """One training, from the options and a folder; `fit` does it all."""
 
     def __init__(self, options, run_dir, *, data_dir=None, memory_mb=2048, report_images=None):
-        self.options = options
         self.run_dir = pathlib.Path(run_dir)
         files, held_out = training_files(options, data_dir)
-        self.samples = make_samples(options, files, memory_mb)
+        store = data.ImageStore(files, options.crop, memory_mb)
+        self.options = options = settle(options, store)
+        self.samples = make_samples(options, store)
         self.validation = Validation(held_out, options)
         runs.claim(run_dir, options)
         self.denoiser = build(options, self.samples)
@@ -211,7 +229,7 @@ class Run:
             weights = checkpoints.named_variables(self.denoiser.inference)
             checkpoints.load(pathlib.Path(options.warm_start) / "checkpoint.npz", weights)
         self.history = History(self.run_dir, self.step * options.batch_size)
-        report = report_images or max(options.train_images // 40, options.batch_size)
+        report = report_images or max(options.train_images // 40, _LEAST_REPORT)
         self.report_steps = max(1, report // options.batch_size)
 
     def fit(self, checkpoint_seconds=300):
@@ -237,16 +255,19 @@ class Run:
 
     def _interval(self, stop):
         """Trains up to the next report, and reports."""
-        end = min(self.options.steps, (self.step // self.report_steps + 1) * self.report_steps)
+        options = self.options
+        end = min(options.steps, (self.step // self.report_steps + 1) * self.report_steps)
+        if self.step < options.final_step:
+            end = min(end, options.final_step)  # `fit` wants crops of one size
         begin = time.perf_counter()
-        feed = batches(self.samples, self.options, self.step, end)
+        feed = batches(self.samples, options, self.step, end)
         log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[stop])
         self.step = int(self.optimizer.iterations)
         self.history.seconds += time.perf_counter() - begin
         row = {
-            "images": self.step * self.options.batch_size,
+            "images": self.step * options.batch_size,
             "seconds": round(self.history.seconds, 2),
-            "images_per_second": stop.steps_per_second() * self.options.batch_size,
+            "images_per_second": stop.steps_per_second() * options.batch_size,
             "loss": float(log.history["loss"][0]),
             "learning_rate": float(self.optimizer.learning_rate),
             "skipped": int(self.optimizer.skipped),
@@ -257,8 +278,9 @@ class Run:
         if stop.received is None:
             row |= self.validation(self.denoiser.inference)
         self.history.add(row)
-        left = (self.options.steps - self.step) * self.options.batch_size / row["images_per_second"]
-        print(progress_line(row, self.options, left), flush=True)
+        pixels_per_second = stop.steps_per_second() * (options.pixels(end) - options.pixels(end - 1))
+        left = (options.pixels(options.steps) - options.pixels(self.step)) / pixels_per_second
+        print(progress_line(row, options, left), flush=True)
 
     def learned_level(self):
         """The global noise parameter in people's numbers, or None where there is none."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdn_tf import commands, evaluation, runs
+from ssdn_tf import cli, commands, evaluation, runs, train_flags
 from ssdn_tf.errors import UserError
 
 
@@ -25,17 +25,18 @@ def eager():
 
 def call(main, *arguments):
     """Exit code of a command in this process."""
-    define = {commands.train_main: commands._train_flags, commands.evaluate_main: commands._evaluate_flags}
-    return commands._execute(main, define.get(main, commands._denoise_flags), "TEXT", ["x.py", *arguments])
+    define = {commands.train_main: train_flags.define, commands.evaluate_main: commands._evaluate_flags}
+    needs_flags = main is commands.train_main
+    return cli.execute(main, define.get(main, commands._denoise_flags), "TEXT", ["x.py", *arguments], needs_flags)
 
 
 def options(*arguments):
     from absl import flags
 
     values = flags.FlagValues()
-    commands._train_flags(values)
+    train_flags.define(values)
     values(["x.py", *arguments])
-    return commands.options_from_flags(values)
+    return train_flags.options_from_flags(values)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,8 @@ WRONG = {
     "--nose=gaussian": "nose",
     "--crop=50": "--crop: expected a multiple of 32, received 50",
     "--crop=abc": "crop.*abc",
+    "--final_images=5 --final_crop=100": "--final_crop: expected a multiple of 32, received 100",
+    "--preset=quick --train_images=10 --final_images=11": "--final_images: expected at most --train_images=10, re.* 11",
     "--train_images=0": "train_images",
     "--batch_size=-1": "batch_size",
     "--learning_rate=0": "--learning_rate: expected a number above 0, received 0",
@@ -140,6 +143,10 @@ def test_defaults_are_the_papers_unless_the_preset_says_otherwise():
     assert (paper.learning_rate, paper.start, paper.rate) == (3e-4, "published", 1.0)
     assert paper.experiment.name == "impulse50-blindspot-sigma_known"
     quick = options("--preset=quick", "--crop=96")
+    assert quick.final_images == 0 and quick.clip_norm == 0
+    impulse = options("--preset=quick", "--noise=impulse", "--train_images=1000")
+    assert (impulse.final_images, impulse.final_crop, impulse.clip_norm) == (30, 256, 5.0)
+    assert options("--preset=quick", "--noise=impulse", "--crop=256").final_images == 0
     assert quick.crop == 96 and quick.train_images < 10_000 and quick.experiment.name == "gauss25-blindspot-sigma_known"
     noisy = options("--noisy", "--train_data=x")
     assert noisy.experiment.parameter_source == "global" and noisy.validation == "none"

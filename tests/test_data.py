@@ -284,6 +284,22 @@ def test_every_picture_is_drawn_equally_often():
     assert scipy.stats.chisquare(np.bincount(drawn, minlength=4)).pvalue > 1e-6
 
 
+def test_the_last_crops_have_a_size_of_their_own():
+    first, second = samples(KINDS[0]), samples(KINDS[0], [photograph(96, 96)], crop=64)
+    stages = data.Stages(first, second, begin=6)
+    assert_same(stages.batch(4, 2), first.batch(4, 2))
+    assert_same(stages.batch(6, 2), second.batch(6, 2))
+    assert stages.batch(6, 2)["noisy"].shape == (2, 64, 64, 3)
+
+
+def test_large_crops_come_from_large_pictures(tmp_path):
+    for name, side in (("a", 40), ("b", 80), ("c", 70), ("d", 63)):
+        save(tmp_path / f"{name}.png", photograph(side, 90))
+    store = data.ImageStore(sorted(tmp_path.glob("*.png")), 32)
+    assert store.largest_crop() == 80
+    assert [picture.shape[0] for picture in store.at_least(64)] == [80, 70]
+
+
 def test_mono_is_the_rounded_channel_mean():
     colour = np.broadcast_to(np.uint8([200, 100, 50]), (8, 8, 3))
     noisy = samples(Experiment(channels=1), store=[colour], crop=8, noisy_already=True)[0]["noisy"]

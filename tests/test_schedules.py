@@ -82,6 +82,15 @@ def test_a_ramp_of_no_length_is_left_out(ramps, share, height):
     assert found == pytest.approx(height * PEAK, rel=1e-5)
 
 
+def test_the_last_images_count_by_their_weight():
+    """900 images of weight 1 and 100 of weight 3 make 1200: the ramps lie at 120 and from 840 on."""
+    weighted = RampUpRampDown(peak=PEAK, train_images=1000, batch_size=1, final_images=100, final_weight=3.0)
+    plain = RampUpRampDown(peak=PEAK, train_images=1200, batch_size=1)
+    for image, work in ((0, 0), (60, 60), (120, 120), (840, 840), (900, 900), (930, 990), (1000, 1200)):
+        assert float(array(weighted(image))) == pytest.approx(float(array(plain(work))), rel=1e-5)
+    assert 0.01 < float(array(weighted(930))) / PEAK < 0.99  # not a comparison of zeros or peaks
+
+
 def test_arguments_are_named():
     with pytest.raises(TypeError):
         RampUpRampDown(PEAK, 2_000_000, 4, 0.1, 0.3)

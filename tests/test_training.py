@@ -90,6 +90,49 @@ def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_pa
     assert np.abs(weights(run)[name] - expected[name]).max() < 1e-4
 
 
+STAGES = {"crop": 32, "final_crop": 64, "final_images": 5}
+
+
+@pytest.fixture(scope="module")
+def large_pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("large")
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (70, 80, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return str(folder)
+
+
+def test_a_run_in_two_crop_sizes_resumes_to_the_bit(large_pictures, tmp_path):
+    """12 images in batches of 2, the last 5 large: as a batch has one size, those are the last 2 batches."""
+    whole = training.Run(options(large_pictures, **STAGES), tmp_path / "a", report_images=100)
+    assert whole.fit()
+    lines = [json.loads(line)["images"] for line in (tmp_path / "a/history.jsonl").read_text().splitlines()]
+    assert lines == [8, 12]
+    run = training.Run(options(large_pictures, **STAGES), tmp_path / "b", report_images=100)
+    interrupt_after(run, 4)
+    assert not run.fit() and 4 <= run.step < 6
+    again = training.Run(options(large_pictures, **STAGES), tmp_path / "b", report_images=100)
+    assert again.fit()
+    expected, result = weights(whole), weights(again)
+    assert all(np.array_equal(result[name], expected[name]) for name in expected)
+    small = training.Run(options(large_pictures), tmp_path / "c", report_images=100)
+    assert small.fit()  # control: the large crops make a difference
+    assert any(not np.array_equal(weights(small)[name], expected[name]) for name in expected)
+
+
+def test_the_final_crop_is_cut_to_the_pictures(large_pictures, tmp_path, capsys):
+    run = training.Run(options(large_pictures, **STAGES | {"final_crop": 256}), tmp_path / "a")
+    assert run.options.final_crop == 64
+    assert capsys.readouterr().err == "warning: the last crops are of 64x64, as no picture holds 256x256.\n"
+    assert run.samples.batch(10, 2)["noisy"].shape[1] == 64
+
+
+def test_pixels_are_counted_through_both_stages():
+    two = runs.Options(Experiment(), train_images=12, batch_size=2, **STAGES)
+    assert (two.steps, two.final_step) == (6, 4)
+    assert [two.pixels(step) for step in (0, 4, 6)] == [0, 8 * 32**2, 8 * 32**2 + 4 * 64**2]
+
+
 def test_another_seed_gives_other_weights(pictures, tmp_path, uninterrupted):
     run = training.Run(options(pictures, seed=1), tmp_path / "c")
     run.fit()
