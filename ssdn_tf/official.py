@@ -1,9 +1,8 @@
 """The published network files, read without running anything that they carry, as our model.
 
-A published file is a pickle of one `dnnlib.tflib.network.Network`. A pickle is a program; here it can
-build only containers, numbers, texts and inert records of the few names in `_RECORDS`. No function of
-NumPy or of the file takes part: the arrays are made afterwards, from records that were checked. What
-the network is follows from its state, whatever the file is called.
+A published file is a pickle of one `dnnlib.tflib.network.Network`. `inert` reads it into records that do
+nothing; the arrays are made here, from records that were checked. What the network is follows from its
+state, whatever the file is called.
 
     state            build_func_name, static_kwargs, variables, version (2 or 3), and more that is not read
     static_kwargs    blindspot_pipeline: noise_style (gauss25, gauss5_50, poisson30, impulse0_100 in per
@@ -18,35 +17,22 @@ also come from the network's own name or else the file's, if that is one of the 
 
 import contextlib
 import dataclasses
-import io
 import math
 import pathlib
-import pickle
-import pickletools
 import re
 
 import numpy as np
 
-from ssdn_tf import checkpoints, denoisers, experiments, prior
+from ssdn_tf import checkpoints, denoisers, experiments, inert, prior
 from ssdn_tf.errors import UserError
 
 LICENCE = (
     "The weights of the published networks (Laine et al. 2019) are licensed under CC BY-NC 4.0, in whatever format: "
     "with attribution, for non-commercial use only."
 )
-MAX_BYTES = 256 * 2**20
 MAX_WIDTH = 256  # features of the encoder; published: 48
-_MAX_INSTRUCTIONS = 10_000  # the largest published network has 3,000; nesting cannot be deeper either
 _ESTIMATOR = "param_estimation_net/"
 _LITTLE_ENDIAN = (3, "<", None, None, None, -1, -1, 0)  # state of a pickled dtype without a structure
-# What protocols 2 to 4 write for containers, numbers, texts, bytes and objects. Left out: persistent
-# identifiers, the extension registry, other ways to call something, buffers outside the file.
-_INSTRUCTIONS = set(
-    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
-    "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
-    "APPEND APPENDS SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE NEWOBJ "
-    "BUILD".split()
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,47 +45,6 @@ class OfficialNetwork:
     weights: dict
 
 
-class _Record:
-    """Stands for what the file wants made or called; keeps what it was given and does nothing.
-
-    A file cannot set attributes of the classes either: BUILD finds `__setstate__`, and fails.
-    """
-
-    __slots__ = ("arguments", "state")
-
-    def __new__(cls, *arguments):
-        record = super().__new__(cls)
-        record.arguments, record.state = arguments, None
-        return record
-
-    def __setstate__(self, state):
-        self.state = state
-
-
-_Network, _Array, _ArrayType, _DType, _Scalar, _Encoded = (
-    type(name, (_Record,), {"__slots__": ()})
-    for name in ("network", "array", "array type", "dtype", "scalar", "encoded text")
-)
-_RECORDS = {
-    "dnnlib.tflib.network Network": _Network,
-    "dnnlib.util EasyDict": dict,
-    "numpy ndarray": _ArrayType,
-    "numpy dtype": _DType,
-    "numpy.core.multiarray _reconstruct": _Array,
-    "numpy.core.multiarray scalar": _Scalar,
-    "numpy._core.multiarray _reconstruct": _Array,
-    "numpy._core.multiarray scalar": _Scalar,
-    "_codecs encode": _Encoded,  # protocol 2 writes bytes as a text and how to encode it
-}
-
-
-class _Reader(pickle.Unpickler):
-    def find_class(self, module, name):
-        allowed = _RECORDS.get(f"{module} {name}")
-        _expect(allowed, "nothing but a network and its arrays", f"{module}.{name}")
-        return allowed
-
-
 def read(path):
     """The network in a published file.
 
@@ -107,7 +52,7 @@ def read(path):
         UserError: the file cannot be read, is another's, is damaged, or contradicts itself.
     """
     try:
-        return _interpret(_load(path), pathlib.Path(path).stem)
+        return _interpret(inert.load(path), pathlib.Path(path).stem)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -165,53 +110,19 @@ def _unet_layout(prefix, channels, outputs, width, blindspot):
     return shapes
 
 
-# ---------------------------------------------------------------- from bytes to records
-
-
-def _load(path):
-    """What the pickle in a file makes, of records."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"expected a published network file of at most {MAX_BYTES} bytes, received a larger one.")
-        _check_instructions(data)
-        return _Reader(io.BytesIO(data)).load()
-    except UserError:
-        raise
-    except Exception as error:  # damage shows in whatever way it happens to
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"expected a published network file, received one that cannot be read ({reason}).") from error
-
-
-def _check_instructions(data):
-    """Refuses what no published file needs, and what would take much memory, before anything is built."""
-    size = 0
-    for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
-        name, size = instruction.name, position + 1
-        _expect(name in _INSTRUCTIONS, "a published network file, a pickle of protocol 2 to 4", name)
-        place = argument if name.endswith("BINPUT") else 0
-        if max(count, place) >= _MAX_INSTRUCTIONS:
-            raise UserError(f"expected a pickle of at most {_MAX_INSTRUCTIONS} instructions, received a longer one.")
-    _expect(size == len(data), f"one object, of {size} bytes", len(data))
-
-
-# ---------------------------------------------------------------- what the records say
-
-
 def _interpret(network, name):
     """OfficialNetwork of what was unpickled; `name` of the file."""
-    _expect(type(network) is _Network, "an object of the class dnnlib.tflib.network.Network", network)
+    inert.expect(type(network) is inert.Network, "an object of the class dnnlib.tflib.network.Network", network)
     state = network.state
-    _expect(type(state) is dict, "the network's state as a dict", state)
-    _expect(state.get("version") in (2, 3), "a network file of version 2 or 3", state.get("version"))
-    _expect(type(state.get("static_kwargs")) is dict, "static_kwargs as a dict", state.get("static_kwargs"))
+    inert.expect(type(state) is dict, "the network's state as a dict", state)
+    inert.expect(state.get("version") in (2, 3), "a network file of version 2 or 3", state.get("version"))
+    inert.expect(type(state.get("static_kwargs")) is dict, "static_kwargs as a dict", state.get("static_kwargs"))
     pairs, arrays = state.get("variables"), {}
-    _expect(type(pairs) is list, "variables as a list of (name, array)", pairs)
+    inert.expect(type(pairs) is list, "variables as a list of (name, array)", pairs)
     for pair in pairs:
-        _expect(type(pair) is tuple and len(pair) == 2, "variables as a list of (name, array)", pair)
-        _expect(type(pair[0]) is str, "the name of a variable", pair[0])
-        _expect(pair[0] not in arrays, "each variable once", pair[0])
+        inert.expect(type(pair) is tuple and len(pair) == 2, "variables as a list of (name, array)", pair)
+        inert.expect(type(pair[0]) is str, "the name of a variable", pair[0])
+        inert.expect(pair[0] not in arrays, "each variable once", pair[0])
         arrays[pair[0]] = _header(*pair)
     shapes = {variable: header[0] for variable, header in arrays.items()}
     width, experiment = _experiment(state, shapes, name)
@@ -223,25 +134,27 @@ def _interpret(network, name):
 
 def _header(name, array):
     """(shape, whether in Fortran's order, bytes) as the record of a float32 array has them, unchecked."""
-    expected = f"the variable {_shown(name)} as an array of float32, ('f4', '<')"
-    _expect(type(array) is _Array and array.arguments[:1] == (_ArrayType,), expected, array)
+    expected = f"the variable {inert.shown(name)} as an array of float32, ('f4', '<')"
+    inert.expect(type(array) is inert.Array and array.arguments[:1] == (inert.ArrayType,), expected, array)
     state = array.state
-    _expect(type(state) is tuple and len(state) == 5 and type(state[2]) is _DType, expected, state)
+    inert.expect(type(state) is tuple and len(state) == 5 and type(state[2]) is inert.DType, expected, state)
     version, shape, dtype, fortran, data = state
     details = dtype.state if type(dtype.state) is tuple else ()
-    _expect(dtype.arguments[:1] == ("f4",) and details == _LITTLE_ENDIAN, expected, dtype.arguments[:1] + details[1:2])
-    _expect(version == 1 and type(fortran) is bool, f"{expected}, version 1 and in order", (version, fortran))
+    inert.expect(
+        dtype.arguments[:1] == ("f4",) and details == _LITTLE_ENDIAN, expected, dtype.arguments[:1] + details[1:2]
+    )
+    inert.expect(version == 1 and type(fortran) is bool, f"{expected}, version 1 and in order", (version, fortran))
     return shape, fortran, data
 
 
 def _values(name, shape, fortran, data):
     """float32 array of a shape."""
-    what, size = f"the variable {_shown(name)}", 4 * math.prod(shape)
-    if type(data) is _Encoded and data.arguments[1:] == ("latin1",) and type(data.arguments[0]) is str:
+    what, size = f"the variable {inert.shown(name)}", 4 * math.prod(shape)
+    if type(data) is inert.Encoded and data.arguments[1:] == ("latin1",) and type(data.arguments[0]) is str:
         with contextlib.suppress(UnicodeEncodeError):
             data = data.arguments[0].encode("latin1")
-    _expect(type(data) is bytes, f"{what} as bytes", data)
-    _expect(len(data) == size, f"{size} bytes of {what}", len(data))
+    inert.expect(type(data) is bytes, f"{what} as bytes", data)
+    inert.expect(len(data) == size, f"{size} bytes of {what}", len(data))
     values = np.frombuffer(data, "<f4").reshape(shape, order="F" if fortran else "C").astype(np.float32, order="C")
     if not np.isfinite(values).all():
         raise UserError(f"expected {what} as finite numbers, received others.")
@@ -251,20 +164,22 @@ def _values(name, shape, fortran, data):
 def _experiment(state, shapes, name):
     """(width, Experiment), from static_kwargs and from shapes that are not yet compared with its layout."""
     first = shapes.get("enc_conv0/W")
-    _expect(type(first) is tuple and len(first) == 4, "the variable 'enc_conv0/W' as (3, 3, channels, width)", first)
+    inert.expect(
+        type(first) is tuple and len(first) == 4, "the variable 'enc_conv0/W' as (3, 3, channels, width)", first
+    )
     channels, width = first[2:]
-    _expect(type(channels) is int and channels in (1, 3), "1 or 3 channels", channels)
-    _expect(type(width) is int and 1 <= width <= MAX_WIDTH, f"1 to {MAX_WIDTH} features in enc_conv0", width)
+    inert.expect(type(channels) is int and channels in (1, 3), "1 or 3 channels", channels)
+    inert.expect(type(width) is int and 1 <= width <= MAX_WIDTH, f"1 to {MAX_WIDTH} features in enc_conv0", width)
     options, function = state["static_kwargs"], state.get("build_func_name")
     if function == "blindspot_pipeline":
         estimated = any(variable.startswith(_ESTIMATOR) for variable in shapes)
         source = "per_image" if estimated else "global" if "noise_data" in shapes else "known"
         source = options.get("noise_params", source)
-        _expect(source in experiments.SOURCES, "noise_params as known, global or per_image", source)
+        inert.expect(source in experiments.SOURCES, "noise_params as known, global or per_image", source)
         diagonal = channels == 3 and shapes.get("nin_c/b") == (prior.component_count(3, diagonal=True),)
         fields = {"parameter_source": source, "diagonal": _flag(options, "diagonal_covariance", diagonal)}
         return width, experiments.Experiment(**_noise(options.get("noise_style")), channels=channels, **fields)
-    _expect(function == "simple_pipeline", "build_func_name as blindspot_pipeline or simple_pipeline", function)
+    inert.expect(function == "simple_pipeline", "build_func_name as blindspot_pipeline or simple_pipeline", function)
     label = _label(state.get("name")) or _label(name)
     if _flag(options, "blindspot", shapes.get("nin_a/b") == (8 * width,)):
         pipeline = "mean"
@@ -274,7 +189,7 @@ def _experiment(state, shapes, name):
     if "noise_style" in options or not label:
         return width, experiments.Experiment(**_noise(options.get("noise_style")), **fields)
     experiment = dataclasses.replace(label, **fields)
-    _expect(experiment == label, f"a noise_style, or the name of a network like {experiment.name}", label.name)
+    inert.expect(experiment == label, f"a noise_style, or the name of a network like {experiment.name}", label.name)
     return width, experiment
 
 
@@ -282,12 +197,12 @@ def _noise(style):
     """The fields noise, low and high of a noise_style."""
     level = "(0|[1-9][0-9]{0,2})"
     found = re.fullmatch(f"(gauss|poisson|impulse){level}(?:_{level})?", style if type(style) is str else "")
-    _expect(found, "noise_style such as gauss25, gauss5_50, poisson30 or impulse0_100", style)
+    inert.expect(found, "noise_style such as gauss25, gauss5_50, poisson30 or impulse0_100", style)
     (noise,) = [noise for noise, short in experiments.SHORT_NAMES.items() if short == found[1]]
     low, high = int(found[2]), int(found[3] or found[2])
     lowest, highest = {"gaussian": (0, 255), "poisson": (1, 999), "impulse": (0, 100)}[noise]
     legal = lowest <= low <= high <= highest and found[2] != found[3]
-    _expect(legal, f"noise_style with a level from {lowest} to {highest}, or two in ascending order", style)
+    inert.expect(legal, f"noise_style with a level from {lowest} to {highest}, or two in ascending order", style)
     scale = 100 if noise == "impulse" else 1
     return {"noise": noise, "low": low / scale, "high": high / scale}
 
@@ -299,30 +214,14 @@ def _label(name):
 
 def _flag(options, name, default):
     value = options.get(name, default)
-    _expect(type(value) is bool, f"{name} in static_kwargs as True or False", value)
+    inert.expect(type(value) is bool, f"{name} in static_kwargs as True or False", value)
     return value
 
 
 def _check_layout(received, expected, experiment):
     """Refuses shapes {name: shape} that are not the expected ones of an experiment's network."""
     for name, shape in expected.items():
-        what = f"the variable {_shown(name)} of {experiment.name} as {_shown(shape)}"
-        _expect(received.get(name) == shape, what, received.get(name))
+        what = f"the variable {inert.shown(name)} of {experiment.name} as {inert.shown(shape)}"
+        inert.expect(received.get(name) == shape, what, received.get(name))
     for name in received:
-        _expect(name in expected, f"only variables of {experiment.name}", name)
-
-
-def _expect(condition, expected, received):
-    if not condition:
-        raise UserError(f"expected {expected}, received {_shown(received)}.")
-
-
-def _shown(value):
-    """A value for a sentence: short, on one line, whatever it is."""
-    if type(value) is tuple and len(value) <= 8 and tuple not in map(type, value):
-        return f"({', '.join(map(_shown, value))})"
-    if type(value) is str:
-        return repr(value[:80])
-    if type(value) is bool or (type(value) is int and abs(value) < 10**9):
-        return str(value)
-    return "none" if value is None else f"a value of type {type(value).__name__}"
+        inert.expect(name in expected, f"only variables of {experiment.name}", name)

@@ -15,7 +15,7 @@ FOLDER = pathlib.Path(ssdn_tf.__file__).parent
 # place here.
 ROWS = [
     "errors linalg blindspot experiments schedules optimizers",
-    "images prior networks baselines",
+    "images prior networks baselines inert",
     "metrics noise checkpoints datasets tiling protocol cli",
     "remote",
     "parameters data runs report",

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from test_reference import CONFIGURATIONS, META, VALUES, recipe
 
-from ssdn_tf import checkpoints, official
+from ssdn_tf import checkpoints, inert, official
 from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import PUBLISHED, Experiment
 
@@ -505,9 +505,9 @@ def test_protocols_0_and_1_are_refused(tmp_path):
 def test_a_file_of_excessive_size_is_refused(tmp_path, monkeypatch):
     data = pickled(Network(small_state()))
     path = write(tmp_path, data)
-    monkeypatch.setattr(official, "MAX_BYTES", len(data))
+    monkeypatch.setattr(inert, "MAX_BYTES", len(data))
     official.read(path)
-    monkeypatch.setattr(official, "MAX_BYTES", len(data) - 1)
+    monkeypatch.setattr(inert, "MAX_BYTES", len(data) - 1)
     refused(path, f"at most {len(data) - 1} bytes", "larger")
 
 

@@ -28,7 +28,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from ssdn_tf import denoisers, noise, prior
+from ssdn_tf import denoisers, noise, official, prior
 from ssdn_tf.experiments import Experiment
 
 VALUES = np.load(pathlib.Path(__file__).parent / "reference" / "values.npz")
@@ -108,21 +108,13 @@ def recipe(name, shape, channels):
     return value * 0.3 if name == "param_estimation_net/nin_c/W" else value
 
 
-def our_path(name):
-    """The path's end of our variable for a name of the reference."""
-    if name == "noise_data":
-        return "/noise_data"
-    *network, layer, letter = name.split("/")
-    return "/".join(["", *(network or ["unet"]), layer, {"W": "kernel", "b": "bias"}[letter]])
-
-
 def rebuild(name):
     experiment = CONFIGURATIONS[name]
     denoiser = denoisers.build(experiment)
-    ours = denoiser.training.trainable_variables
+    ours = {official.published_name(v.path): v for v in denoiser.training.trainable_variables}
     weights = {}
     for listed in META["variables"][name]:
-        (variable,) = [v for v in ours if f"/{v.path}".endswith(our_path(listed["name"]))]
+        variable = ours[listed["name"]]
         assert list(variable.shape) == listed["shape"]
         variable.assign(recipe(listed["name"], listed["shape"], experiment.channels).astype(np.float32))
         weights[listed["name"]] = variable
