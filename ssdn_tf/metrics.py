@@ -4,7 +4,10 @@ import math
 
 import numpy as np
 
+from ssdn_tf.errors import UserError
 from ssdn_tf.images import to_uint8
+
+_SSIM_WINDOW = 11
 
 
 def psnr(a, b):
@@ -32,7 +35,13 @@ def ssim(a, b):
     """Structural similarity of two images [H, W, C] in [0, 1], after rounding to 8 bits.
 
     Wang et al. 2004: Gaussian window of std 1.5, population covariance; mean over channels.
+
+    Raises:
+        UserError: the picture is smaller than the window of 11x11.
     """
+    if min(np.shape(a)[:2]) < _SSIM_WINDOW:
+        height, width = np.shape(a)[:2]
+        raise UserError(f"expected pictures of at least 11x11 for SSIM, received one of {width}x{height}.")
     from skimage.metrics import structural_similarity
 
     return float(

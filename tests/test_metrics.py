@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 
 from ssdn_tf import metrics
+from ssdn_tf.errors import UserError
 
 REFERENCE = pathlib.Path(__file__).parent / "reference" / "values.npz"
 
@@ -102,3 +103,10 @@ def test_an_image_with_nan_has_no_psnr():
 def test_images_of_two_shapes_are_refused():
     with pytest.raises(ValueError, match="one shape"):
         metrics.psnr(np.zeros((4, 4, 3)), np.zeros((4, 4, 1)))
+
+
+@pytest.mark.parametrize("shape", [(10, 20, 3), (20, 10, 1)])
+def test_ssim_refuses_pictures_below_its_window(shape):
+    with pytest.raises(UserError, match=f"at least 11x11 for SSIM, received one of {shape[1]}x{shape[0]}"):
+        metrics.ssim(np.zeros(shape), np.zeros(shape))
+    assert metrics.ssim(np.zeros((11, 11, 3)), np.zeros((11, 11, 3))) == 1.0
