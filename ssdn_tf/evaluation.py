@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from ssdn_tf import data, images, metrics, report
+from ssdn_tf import data, images, metrics, report, tiling
 from ssdn_tf.denoisers import noise_model
 from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import Experiment
@@ -125,16 +125,24 @@ def scores(case, result):
     return row
 
 
-def denoise_any_size(model, noisy, parameter):
+def denoise_any_size(model, noisy, parameter, tile=None):
     """As `denoise` for a noisy picture [H,W,C] of any size.
 
     Zeros fill up to the network's grid at bottom and right, as they do beyond the edge of
     a training crop. (A reflection would show a pixel its own noise, across the edge.)
+
+    Args:
+        tile: a picture of more than tile^2 pixels is done in overlapping tiles of this side, which
+            bounds the memory. The result is that of the whole picture up to rounding, but for
+            models that estimate the level of each picture: they see each tile as one.
     """
     height, width = noisy.shape[:2]
-    rows, columns = padded_size(height, width)
-    padded = np.pad(noisy, ((0, rows - height), (0, columns - width), (0, 0)))
-    return denoise(model, padded, parameter, (height, width))
+    filled = tiling.fill(noisy)
+    if not tile or filled.shape[0] * filled.shape[1] <= tile**2:
+        return denoise(model, filled, parameter, (height, width))
+    parts = [(t, denoise(model, t.cut(filled), parameter, t.size)) for t in tiling.tiles(height, width, tile)]
+    pictures = [name for name, value in parts[0][1].items() if np.ndim(value) == 3]
+    return {n: tiling.stitch(((t, outputs[n]) for t, outputs in parts), height, width) for n in pictures}
 
 
 def model_denoiser(model):

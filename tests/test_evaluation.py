@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdn_tf import evaluation, noise, report
+from ssdn_tf import denoisers, evaluation, noise, report
 from ssdn_tf.experiments import Experiment
 
 
@@ -74,3 +74,15 @@ def test_the_table_names_the_papers_figure_and_says_which_were_not_checked():
     text = report.table([row(noise="impulse", low=0.5, high=0.5, likelihood="mixture")])
     assert "| 32.98* |" in text and "not checked" in text
     assert "| - |" in report.table([row(low=17, high=17)]).splitlines()[-1]
+
+
+def test_a_picture_in_tiles_is_the_whole_picture_up_to_rounding():
+    model = denoisers.build(Experiment(), width=2).inference
+    noisy = np.random.default_rng(0).random((1010, 700, 3), dtype=np.float32)
+    whole = evaluation.denoise_any_size(model, noisy, 0.1)
+    tiled = evaluation.denoise_any_size(model, noisy, 0.1, tile=704)
+    assert tiled["denoised"].shape == noisy.shape
+    for name in ("denoised", "mu_x", "posterior_std"):
+        np.testing.assert_allclose(tiled[name], whole[name], atol=1e-5)
+    shifted = evaluation.denoise_any_size(model, noisy[8:], 0.1, tile=704)  # control: off the grid it is another
+    assert np.abs(shifted["mu_x"][400:500] - whole["mu_x"][408:508]).max() > 1e-4
