@@ -55,7 +55,7 @@ def execute(main, define, text, argv=None, needs_flags=False):
             print(f"{text}\nFlags:{values.get_help(prefix='  ')}")
             return 0
         if rest:
-            raise UserError(f"expected flags such as --noise=gaussian, received '{rest[0]}'.")
+            raise UserError(f"expected flags (--name=value), received '{rest[0]}'.")
         return main(values)
     except flags.Error as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

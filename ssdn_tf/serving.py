@@ -60,8 +60,10 @@ class Endpoints:
         level = [tf.TensorSpec([None], tf.float32, "noise_parameter")] if takes_level(experiment) else []
         self._noisy = [tf.TensorSpec([None, None, None, experiment.channels], tf.float32, "noisy"), *level]
         self._image_bytes = [tf.TensorSpec([None], tf.string, "image_bytes"), *level]
-        # The network is drawn once, for all signatures.
-        self._outputs = tf.function(self._compute, input_signature=self._noisy)
+        # The network is drawn once, for all signatures. Its input may have any shape, so that the check of the
+        # shape is not taken for settled: a server does not compare requests with the signature.
+        anything = tf.TensorSpec(None, tf.float32, "noisy")
+        self._outputs = tf.function(self._compute, input_signature=[anything, *level])
 
     def denoise(self, noisy, noise_parameter=None):
         return {"denoised": self.posterior(noisy, noise_parameter)["denoised"]}
@@ -73,7 +75,7 @@ class Endpoints:
     def _compute(self, noisy, noise_parameter=None):
         import tensorflow as tf
 
-        self._check(noisy, noise_parameter)
+        noisy = self._checked(noisy, noise_parameter)
         shape = tf.shape(noisy)
         inputs = {"noisy": to_grid(noisy)}
         if "noise_parameter" in self.model.input:
@@ -118,23 +120,29 @@ class Endpoints:
 
         return denoise_png
 
-    def _check(self, noisy, noise_parameter):
-        """Refuses, when the graph runs, what the mathematics is not defined for."""
+    def _checked(self, noisy, noise_parameter):
+        """`noisy`; what the mathematics is not defined for is refused when the graph runs."""
         import tensorflow as tf
 
         def require(condition, sentence, *values):
-            tf.debugging.Assert(tf.reduce_all(condition), [sentence, *values])
+            return tf.debugging.Assert(tf.reduce_all(condition), [sentence, *values], summarize=8)
 
+        shape, channels = tf.shape(noisy), self.experiment.channels
+        known = (tf.size(shape) == 4) & (shape[-1] == channels)
+        first = require(known, f"noisy: expected the shape [N, H, W, {channels}], received", shape)
+        with tf.control_dependencies([first]):
+            noisy = tf.ensure_shape(tf.identity(noisy), [None, None, None, channels])
         shape = tf.shape(noisy)
         require(shape > 0, "noisy: expected at least one picture of at least one pixel, received the shape", shape)
         require(tf.math.is_finite(noisy), "noisy: expected finite intensities, received NaN or infinity.")
         if noise_parameter is None:
-            return
+            return noisy
         count = tf.shape(noise_parameter)
         require(count == shape[:1], "noise_parameter: expected one a picture, received", count, "values for", shape[0])
         value, kind = noise_parameter, self.experiment.noise
         legal = (value > 0) & tf.math.is_finite(value) if kind == "poisson" else (value >= 0) & (value <= 1)
         require(legal, f"noise_parameter: expected {_ALLOWED[kind]}, received", value)
+        return noisy
 
     def signatures(self):
         """{signature: (function, [TensorSpec])}."""

@@ -20,6 +20,14 @@ from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import Experiment
 
 WIDTH = 4
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Instead of that of conftest.py, which empties TensorFlow's caches: each test would prepare the models
+    anew. `build` seeds what it draws, and nothing else here draws from TensorFlow or Keras."""
+
+
 SIZES = [(1, 1), (33, 47), (64, 64), (32, 96), (100, 35)]
 LEVELS = {"gaussian": 25.0, "poisson": 30.0, "impulse": 0.5}
 
