@@ -7,7 +7,6 @@ TFDS and TensorFlow are imported when a function needs them, not with this modul
 
 import functools
 import hashlib
-import io
 import os
 import pathlib
 import re
@@ -184,7 +183,7 @@ def _write_picture(path, picture):
         if picture.startswith(magic):
             path.with_suffix(suffix).write_bytes(picture)
             return
-    images.write(path, images.read(io.BytesIO(picture)))
+    images.write(path, images.decode(picture, path.name))
 
 
 def _tensorflow_datasets():
