@@ -372,9 +372,17 @@ def png(data):
 # name: (signature, inputs, what the answer says).
 BAD = {
     "wrong rank": ("serving_default", {"noisy": picture(8, 8, 3), "noise_parameter": SIGMA}, r"\[8[ ,]8[ ,]3\]"),
-    "wrong channels": ("serving_default", {"noisy": picture(1, 8, 8, 2), "noise_parameter": SIGMA}, r"W, 3\], received \[1 8 8 2\]"),
+    "wrong channels": (
+        "serving_default",
+        {"noisy": picture(1, 8, 8, 2), "noise_parameter": SIGMA},
+        r"W, 3\], received \[1 8 8 2\]",
+    ),
     "NaN": ("serving_default", {"noisy": picture(1, 8, 8, 3) * np.nan, "noise_parameter": SIGMA}, "finite"),
-    "empty batch": ("serving_default", {"noisy": picture(0, 8, 8, 3), "noise_parameter": SIGMA[:0]}, "at least one|N, H, W"),
+    "empty batch": (
+        "serving_default",
+        {"noisy": picture(0, 8, 8, 3), "noise_parameter": SIGMA[:0]},
+        "at least one|N, H, W",
+    ),
     "no PNG": ("denoise_png", {"image_bytes": png(b"GIFT"), "noise_parameter": SIGMA}, "image"),
     "half a PNG": (
         "denoise_png",
