@@ -17,7 +17,11 @@ would know row 2i+1, which lies below it. Shifted down by one row first:
 Reference: Laine et al. 2019, section 2 and figure 2.
 """
 
+import math
+import random
+
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -62,6 +66,43 @@ def all_rotations(x, trunk):
     return ops.concatenate([branches[k] for k in range(4)], axis=-1)
 
 
+def leaky_relu(x, slope):
+    """x where it is positive, else slope x; its derivative at 0 is `slope` on every backend.
+
+    JAX's own has derivative 1 there. That counts at the start of a training: biases are zero, so
+    where a kernel reads nothing but padding (deep levels of small crops), its output is exactly 0.
+    """
+    if keras.backend.backend() == "jax":
+        return ops.where(x > 0, x, slope * x)
+    return ops.leaky_relu(x, negative_slope=slope)
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class NumpyNormal(keras.initializers.Initializer):
+    """Normal, not truncated, with variance gain / fan_in, for kernels [..., channels, filters].
+
+    Keras's own draws come from the generator of the backend. These are the same on each of
+    them, bit for bit, after `keras.utils.set_random_seed`.
+
+    Args:
+        gain: numerator of the variance.
+        seed: of the draw; None takes one, here and now, from the generator that
+            `keras.utils.set_random_seed` seeds, as Keras does.
+    """
+
+    def __init__(self, gain, seed=None):
+        self.gain = gain
+        self.seed = random.randint(1, 10**9) if seed is None else seed
+
+    def __call__(self, shape, dtype="float32"):
+        std = math.sqrt(self.gain / math.prod(shape[:-1]))
+        draw = np.random.default_rng(self.seed).standard_normal(shape, dtype=np.float32)
+        return ops.convert_to_tensor(np.float32(std) * draw, dtype=dtype)
+
+    def get_config(self):
+        return {"gain": self.gain, "seed": self.seed}
+
+
 @keras.saving.register_keras_serializable("ssdn_tf")
 class Conv2D(keras.layers.Layer):
     """3x3 or 1x1 convolution with bias and optional leaky ReLU, ordinary or shifted.
@@ -91,7 +132,7 @@ class Conv2D(keras.layers.Layer):
         shape = (self.kernel_size, self.kernel_size, channels, self.filters)
         start = "zeros"
         if self.gain:
-            start = keras.initializers.VarianceScaling(self.gain, "fan_in", "untruncated_normal")
+            start = NumpyNormal(self.gain)
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=start)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
@@ -106,7 +147,7 @@ class Conv2D(keras.layers.Layer):
 
     def _activate(self, x):
         x = x + self.bias
-        return x if self.slope is None else ops.leaky_relu(x, negative_slope=self.slope)
+        return x if self.slope is None else leaky_relu(x, self.slope)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)

@@ -290,3 +290,37 @@ def test_pooling_promises_unknown_sizes_as_unknown():
     assert MaxPool2D(True).compute_output_shape((None, None, 8, 3)) == (None, None, 4, 3)
     symbol = keras.KerasTensor((None, None, None, 3))
     assert MaxPool2D(True)(symbol).shape == (None, None, None, 3)
+
+
+# ---------------------------------------------------------------- how the weights start
+
+
+def test_kernels_start_from_draws_of_numpy():
+    """So that every backend starts from the same bits; their variance: test_networks.py."""
+    start = blindspot.NumpyNormal(2.0, seed=7)
+    draw = np.random.default_rng(7).standard_normal((3, 3, 5, 4), dtype=np.float32)
+    np.testing.assert_array_equal(support.array(start((3, 3, 5, 4))), np.float32((2.0 / 45) ** 0.5) * draw)
+    again = blindspot.NumpyNormal.from_config(start.get_config())
+    np.testing.assert_array_equal(support.array(again((3, 3, 5, 4))), support.array(start((3, 3, 5, 4))))
+
+
+def test_the_seed_of_keras_decides_how_kernels_start():
+    def kernels(seed):
+        keras.utils.set_random_seed(seed)
+        layers = [Conv2D(4), Conv2D(4)]
+        for layer in layers:
+            layer.build((None, None, None, 4))
+        return [support.array(layer.kernel) for layer in layers]
+
+    first, second = kernels(0)
+    np.testing.assert_array_equal(kernels(0), [first, second])
+    assert np.all(first != second) and np.all(first != kernels(1)[0])
+
+
+def test_the_derivative_of_the_leaky_relu_at_zero_is_its_slope():
+    x = tf.constant([-2.0, 0.0, 3.0])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = blindspot.leaky_relu(x, 0.1)
+    np.testing.assert_array_equal(y, np.float32([-0.2, 0.0, 3.0]))
+    np.testing.assert_array_equal(tape.gradient(y, x), np.float32([0.1, 0.1, 1.0]))

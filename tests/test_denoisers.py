@@ -141,7 +141,8 @@ def test_every_weight_has_a_finite_gradient_that_is_not_zero(name):
     scatter(denoiser)
     weights = denoiser.training.trainable_variables
     with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(denoiser.training(samples(experiment, images=4)))
+        # At 32x32, the lowest level is one pixel, which may see nothing but padding.
+        loss = tf.reduce_mean(denoiser.training(samples(experiment, images=4, height=64, width=64)))
     for variable, gradient in zip(weights, tape.gradient(loss, [v.value for v in weights])):
         assert np.isfinite(gradient).all() and np.any(gradient != 0), variable.path
 
@@ -168,6 +169,8 @@ def test_the_network_is_blind_except_in_n2c_and_n2n():
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if name in BAYESIAN])
 def test_only_the_posterior_mean_sees_its_own_pixel(name):
     experiment = EXPERIMENTS[name]
+    # Some seeds give a network that is sure that the pixel was replaced by an impulse, and answers mu_x.
+    keras.utils.set_random_seed(1)
     denoiser = denoisers.build(experiment, width=WIDTH)
     scatter(denoiser)
     inputs = samples(experiment, images=1)
