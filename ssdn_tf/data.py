@@ -8,6 +8,7 @@ and after a restart. `training` carries the batches.
 import concurrent.futures
 import os
 import pathlib
+import threading
 
 import numpy as np
 
@@ -42,9 +43,13 @@ def hold_out(files, most=8):
 class ImageStore:
     """Pictures by number. Decoded ones stay in memory up to a budget, the others are read again.
 
+    Broken files, and pictures smaller than `crop`, are named in a warning and left out. As a
+    start must not decode 44,000 photographs, that goes by the header and the last bytes; damage
+    in the middle shows when a picture is decoded. It keeps its number then, and the next picture
+    takes its place, with a warning: which crop sample i is depends on the files alone.
+
     Args:
-        files: paths. Broken ones, and those smaller than `crop`, are named in a warning
-            and left out.
+        files: paths.
         crop: least height and width.
         memory_mb: budget for decoded pictures, in MiB.
 
@@ -55,37 +60,55 @@ class ImageStore:
     def __init__(self, files, crop, memory_mb=2048):
         self._budget = memory_mb * 2**20
         self._crop = crop
-        self._decoded, self._sides = {}, {}
-        files, problems = list(files), {}
+        self._decoded, self._sides, self._unreadable = {}, {}, set()
+        self._lock = threading.Lock()
+        files = list(files)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            for file, problem in zip(files, pool.map(self._admit, files)):
-                if problem:
-                    problems[file] = problem
-        self.files = [f for f in files if f not in problems]
-        for problem in sorted(set(problems.values())):
-            names = [f.name for f in files if problems.get(f) == problem]
-            images.warn(f"left out {images.enumerate_names(names)}: {problem}.")
-        if not self.files:
+            problems = {file: problem for file, problem in zip(files, pool.map(self._problem, files)) if problem}
+            self.files = [f for f in files if f not in problems]
+            for problem in sorted(set(problems.values())):
+                names = [f.name for f in files if problems.get(f) == problem]
+                images.warn(f"left out {images.enumerate_names(names)}: {problem}.")
+            list(pool.map(self._keep, self.files))
+        if len(self._unreadable) == len(self.files):
             raise UserError(
                 f"expected pictures of at least {crop}x{crop} for crops of that size, received none "
                 f"(left out: {images.enumerate_names([f.name for f in files])})."
             )
 
-    def _admit(self, file):
-        """None, or what is wrong with the file. Keeps what it decodes while the budget lasts."""
+    def _problem(self, file):
+        """None, or what is wrong with the file."""
         try:
             self._sides[file] = min(images.size(file))
             if self._sides[file] < self._crop:
                 return f"smaller than the crop of {self._crop}x{self._crop}"
-            # Decoding is the only way to find a file that ends too early.
-            pixels = images.read(file)
-            if self._budget > 0:
-                # Threads may overdraw the budget by a picture each.
-                self._budget -= pixels.nbytes
-                self._decoded[file] = pixels
+            if not _ends_well(file):
+                images.read(file)  # something may stand behind the picture
         except UserError:
             return "no readable picture"
         return None
+
+    def _keep(self, file):
+        """Keeps a picture while the budget lasts; threads may overdraw it by a picture each."""
+        if self._budget > 0:
+            pixels = self._decode(file)
+            if pixels is not None:
+                with self._lock:
+                    self._budget -= pixels.nbytes
+                    self._decoded[file] = pixels
+
+    def _decode(self, file):
+        """The pixels of a file, or None, with a warning the first time, if it is damaged."""
+        if file in self._unreadable:
+            return None
+        try:
+            return images.read(file)
+        except UserError as error:
+            with self._lock:
+                if file not in self._unreadable:
+                    images.warn(f"another picture takes the place of {error}")
+                self._unreadable.add(file)
+            return None
 
     def __len__(self):
         return len(self.files)
@@ -99,9 +122,24 @@ class ImageStore:
         return _Some(self, [i for i, file in enumerate(self.files) if self._sides[file] >= side])
 
     def __getitem__(self, number):
-        file = self.files[number]
-        pixels = self._decoded.get(file)
-        return images.read(file) if pixels is None else pixels
+        return self.readable(range(len(self.files)), number)
+
+    def readable(self, numbers, i):
+        """Picture number numbers[i], or the next one in `numbers` that is not damaged.
+
+        Raises:
+            IndexError: i is beyond the end.
+            UserError: all of them are damaged.
+        """
+        if i >= len(numbers):
+            raise IndexError(i)
+        for step in range(len(numbers)):
+            file = self.files[numbers[(i + step) % len(numbers)]]
+            pixels = self._decoded.get(file)
+            pixels = self._decode(file) if pixels is None else pixels
+            if pixels is not None:
+                return pixels
+        raise UserError(f"expected pictures, received {len(numbers)} files that cannot be decoded any more.")
 
 
 class _Some:
@@ -112,7 +150,25 @@ class _Some:
         return len(self.numbers)
 
     def __getitem__(self, i):
-        return self.store[self.numbers[i]]
+        return self.store.readable(self.numbers, i)
+
+
+def _ends_well(file):
+    """False for a PNG or JPEG file whose last bytes are not those of a whole one.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(4)
+            stream.seek(-12, os.SEEK_END)
+            tail = stream.read()
+    except OSError as error:
+        raise UserError(f"{file}: expected a picture, received a file that cannot be read ({error}).") from error
+    if head == b"\x89PNG":
+        return tail[4:8] == b"IEND"
+    return not head.startswith(b"\xff\xd8") or tail.endswith(b"\xff\xd9")
 
 
 class Samples:

@@ -399,6 +399,52 @@ def test_the_memory_budget_changes_no_sample(tmp_path, memory_mb):
         np.testing.assert_array_equal(store[number], np.asarray(Image.open(file)))
 
 
+def damage(path):
+    """Takes bytes out of the middle of a file, and leaves its beginning and its end."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3] + whole[-100:])
+
+
+@pytest.mark.parametrize("memory_mb", [2048, 0])
+@pytest.mark.parametrize("suffix", ["png", "bmp"])
+def test_a_picture_damaged_in_the_middle_gives_its_place_to_the_next(tmp_path, capsys, memory_mb, suffix):
+    """The same samples whatever is kept in memory, and whoever draws first."""
+    files = [save(tmp_path / f"{i}.{suffix}", photograph(40, 50, seed=i)) for i in range(4)]
+    pictures = [data.images.read(file) for file in files]
+    expected = samples(KINDS[0], [pictures[i] for i in (1, 1, 2, 1)])
+    damage(files[0])
+    damage(files[3])
+    store = data.ImageStore(files, CROP, memory_mb)
+    assert len(store) == 4
+    ours = samples(KINDS[0], store)
+    for index in np.random.permutation(24):
+        assert_same(ours[int(index)], expected[int(index)])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith("warning: another picture takes the place of") for line in lines)
+    assert [picture.shape for picture in store.at_least(40)] == [(40, 50, 3)] * 4
+    damage(files[1])
+    damage(files[2])
+    with pytest.raises(UserError, match="expected pictures"):
+        data.ImageStore(files, CROP, 0)[0]
+
+
+@pytest.mark.parametrize("memory_mb, decoded", [(0, 0), (2048, 4)])
+def test_a_start_decodes_no_more_than_the_memory_holds(tmp_path, monkeypatch, memory_mb, decoded):
+    files = [save(tmp_path / f"{i}.{suffix}", photograph()) for i, suffix in enumerate(("png", "jpg", "tif", "bmp"))]
+    read, names = data.images.read, []
+    monkeypatch.setattr(data.images, "read", lambda file: (names.append(file), read(file))[1])
+    store = data.ImageStore(files, CROP, memory_mb)
+    assert len(store) == 4 and len(names) == decoded
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_what_stands_behind_a_picture_does_not_make_it_a_broken_one(tmp_path, suffix):
+    file = save(tmp_path / f"a.{suffix}", photograph())
+    with file.open("ab") as stream:
+        stream.write(b"a camera's own notes")
+    assert len(data.ImageStore([file], CROP, 0)) == 1
+
+
 def test_left_out_files_do_not_shift_the_others(folder):
     """Samples depend on the list of good pictures, not on what stood between them."""
     with_bad = samples(KINDS[0], data.ImageStore(all_files(folder), CROP))
