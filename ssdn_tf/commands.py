@@ -1,14 +1,17 @@
 """The commands: flags to options, and the mains of train.py, evaluate.py, denoise.py and export/savedmodel.py."""
 
 import json
+import math
 import os
 import pathlib
+import shlex
 import sys
+import time
 
 import numpy as np
 from absl import flags
 
-from ssdn_tf import cli, experiments, images, runs, train_flags
+from ssdn_tf import cli, experiments, images, runs, tiling, train_flags
 from ssdn_tf.errors import UserError
 
 TRAIN = """Trains a denoiser; no clean images are needed.
@@ -95,6 +98,10 @@ def _denoise_flags(v):
         "of the output; 16 for PNG only (default: the input's, where possible)",
         flag_values=v,
     )
+    flags.DEFINE_integer(
+        "tile", 1536, "larger pictures than this squared are done in tiles of this side; memory is 7 KB a pixel",
+        lower_bound=0, flag_values=v,
+    )  # fmt: skip
     cli.level_flags(v, " (default: the model's)")
     flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
 
@@ -110,6 +117,7 @@ def _export_flags(v):
 
 
 def train_main(v):
+    begin = time.monotonic()
     options = train_flags.options_from_flags(v)
     cli.load_keras()
     from ssdn_tf import progress, training
@@ -123,18 +131,28 @@ def train_main(v):
     if seconds > 86400:
         print("That is more than a day; --preset=quick shows the method in minutes.")
     run_dir = v.run_dir or runs.new_run_dir(v.runs, name)
-    run = training.Run(options, run_dir, data_dir=v.data_dir, memory_mb=v.memory_mb, report_images=v.report_images)
+    settings = {name: v[name].value for name in ("data_dir", "memory_mb", "report_images", "jit")}
+    run = training.Run(options, run_dir, **settings)
     state = f"goes on after {run.step * options.batch_size:,} images in" if run.step else "in"
     print(f"{len(run.samples.store)} pictures; {state} {run_dir}", flush=True)
-    if run.fit():
+    deadline = math.inf if v.max_minutes is None else begin + 60 * v.max_minutes
+    if run.fit(60 * v.checkpoint_minutes, deadline):
         print(f"done: {run_dir}. Next: python evaluate.py --model={run_dir}")
         return 0
-    arguments = [a for a in sys.argv[1:] if not a.startswith("--run_dir")]
-    print(
-        f"saved after {run.step * options.batch_size:,} images. "
-        f"To go on: python train.py {' '.join(arguments)} --run_dir={run_dir}"
-    )
-    return 130
+    print(f"saved after {run.step * options.batch_size:,} images. To go on: {_same_command(run_dir)}")
+    return 130 if run.stopped_by_signal else 0
+
+
+def _same_command(run_dir):
+    """The command line of this training, with its folder."""
+    arguments = iter(sys.argv[1:])
+    kept = []
+    for argument in arguments:
+        if argument.lstrip("-") == "run_dir":
+            next(arguments, None)  # --run_dir FOLDER
+        elif not argument.lstrip("-").startswith("run_dir="):
+            kept.append(argument)
+    return shlex.join(["python", "train.py", *kept, f"--run_dir={run_dir}"])
 
 
 def _load_model(v):
@@ -193,6 +211,9 @@ def denoise_main(v):
         raise UserError(
             f"--output: expected a name ending in one of {', '.join(images.SUFFIXES)}, received '{v.output}'."
         )
+    least = 2 * tiling.HALO + tiling.GRID
+    if v.tile and (v.tile % tiling.GRID or v.tile < least):
+        raise UserError(f"--tile: expected 0 or a multiple of {tiling.GRID} from {least} on, received {v.tile}.")
     noisy = images.read(v.input)
     is_png = pathlib.Path(v.output).suffix.lower() == ".png"
     if v.bits == "16" and not is_png:
@@ -210,7 +231,7 @@ def denoise_main(v):
             "received none."
         )
     noisy = images.to_float(images.to_channels(noisy, experiment.channels))
-    result = evaluation.denoise_any_size(model, noisy, experiment.parameter(levels[0]))
+    result = evaluation.denoise_any_size(model, noisy, experiment.parameter(levels[0]), v.tile)
     images.write(v.output, result["denoised"], bits)
     print(f"{v.output}: {noisy.shape[1]}x{noisy.shape[0]}, denoised by {experiment.name}.")
     return 0

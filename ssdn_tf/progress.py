@@ -55,7 +55,7 @@ class History:
         self.path = pathlib.Path(run_dir) / "history.jsonl"
         lines = self.path.read_text().splitlines() if self.path.exists() else []
         # What came after the checkpoint is trained, and reported, again.
-        kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
+        kept = [line for line in lines if _images(line) <= images_seen]
         if len(kept) < len(lines):
             text = "".join(line + "\n" for line in kept)
             images.write_whole(self.path, lambda file: file.write(text.encode()))
@@ -72,6 +72,14 @@ class History:
             images.warn(f"{self.path}: a line of the history is lost ({error.strerror}).")
         if self.writer:
             self.writer(row)
+
+
+def _images(line):
+    """Of a line of the history; infinite where a full disk cut it off."""
+    try:
+        return json.loads(line)["images"]
+    except ValueError:
+        return math.inf
 
 
 def _event_writer(run_dir):

@@ -4,16 +4,30 @@ options.json      what was asked for; the same command goes on with the run
 checkpoint.npz    weights, optimizer, position
 history.jsonl     one line a report
 events.out.*      the same for TensorBoard
+lock              held by the process that trains; names it
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import os
 import pathlib
+import re
+import socket
 
 from ssdn_tf import images
 from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import Experiment
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# What `images.write_whole` leaves when it is killed.
+_TEMPORARY = re.compile(r"\.(options\.json|checkpoint\.npz|history\.jsonl)\.[0-9a-f]{32}")
+_LOCK = "lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +119,66 @@ def read_options(run_dir):
 def claim(run_dir, options):
     """Makes the folder of a run, or checks that an existing one belongs to these options.
 
+    Returns:
+        The lock of the folder, an open file: no other process can claim the folder before it is
+        closed or this process ends, however it ends.
+
     Raises:
-        UserError: it belongs to others, or holds something that is no run.
+        UserError: it belongs to others, holds something that is no run, or is being trained.
     """
     run_dir = pathlib.Path(run_dir)
     if run_dir.is_file():
         raise UserError(f"--run_dir: expected a folder, received the file '{run_dir}'.")
+    there = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
+    others = [name for name in there if name != _LOCK and not _TEMPORARY.fullmatch(name)]
+    if others and "options.json" not in others:
+        raise UserError(
+            f"--run_dir: expected a new folder or that of a run, received '{run_dir}', which holds other files."
+        )
+    with contextlib.ExitStack() as on_error:
+        lock = on_error.enter_context(_lock(run_dir))
+        # The folder is ours, so whoever was writing these was killed.
+        for path in run_dir.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        _settle_options(run_dir, options)
+        on_error.pop_all()
+    return lock
+
+
+def _lock(run_dir):
+    """The open file whose lock the kernel takes back when the process ends, also by SIGKILL."""
+    path = run_dir / _LOCK
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
+    try:
+        if fcntl is None:
+            raise OSError("this system has no flock")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError(
+            f"--run_dir: expected a run that nobody is training, received '{run_dir}', which {owner} is training."
+        ) from None
+    except OSError as error:
+        images.warn(
+            f"{path}: cannot be locked ({error.strerror or error}); make sure that nobody else trains this run."
+        )
+    with contextlib.suppress(OSError):  # a full disk: the name is lost, not the lock
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+    return file
+
+
+def _settle_options(run_dir, options):
+    """Writes options.json, or compares it."""
     if not (run_dir / "options.json").exists():
-        if run_dir.exists() and any(run_dir.iterdir()):
-            raise UserError(
-                f"--run_dir: expected a new folder or that of a run, received '{run_dir}', which holds other files."
-            )
         text = json.dumps(options.to_dict(), indent=2) + "\n"
         images.write_whole(run_dir / "options.json", lambda file: file.write(text.encode()))
         return

@@ -106,6 +106,15 @@ def define(v):
         lower_bound=1,
         flag_values=v,
     )
+    flags.DEFINE_float(
+        "max_minutes", None, "end after so many minutes, at a checkpoint; the same command goes on",
+        lower_bound=0.0, flag_values=v,
+    )  # fmt: skip
+    flags.DEFINE_float("checkpoint_minutes", 5.0, "between two checkpoints", lower_bound=0.0, flag_values=v)
+    flags.DEFINE_enum(
+        "jit", "auto", ("auto", "on", "off"),
+        "compile with XLA: auto does where it is faster. The last bits of a result depend on it", flag_values=v,
+    )  # fmt: skip
     flags.DEFINE_integer("memory_mb", 2048, "memory for decoded pictures, in MiB", lower_bound=0, flag_values=v)
     cli.place_flags(v)
 

@@ -1,5 +1,7 @@
 """A training run: samples to the model, progress, checkpoints, resumption."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import math
 import os
@@ -18,8 +20,9 @@ from ssdn_tf.optimizers import SkippingAdam
 from ssdn_tf.progress import History, Validation, progress_line
 
 _TOO_MANY_SKIPS = 100  # in a row
-# On two CPU cores, XLA makes a step on 4 crops of 64x64 1.17 times as fast (benchmarks/step.py).
-_COMPILE = {"jit_compile": True}
+_NOTHING = {"steps": 0, "loss": 0.0, "seconds": 0.0}  # trained since the last report
+_XLA_PIXELS = 2**15  # of a batch, up to which XLA makes a step faster on a CPU
+_COMPILE = None  # arguments of `compile` in place of what --jit gives; most tests run eagerly
 _LEAST_REPORT = 100  # images between two reports, where the user does not say
 _WORK = 1.25e6  # multiply-adds a pixel, forward, of the blind colour network
 
@@ -88,8 +91,37 @@ def start_of_parameter(options, samples):
     return model.unconstrain(model.estimate(crops))
 
 
-def build(options, samples):
-    """The Denoiser of a run, compiled for training."""
+def jit_compile(jit, pixels=None):
+    """Whether XLA compiles the functions of a model.
+
+    On two CPU cores, XLA makes a training step on 4 crops of 64x64 1.17 times as fast, one on
+    1 of 256x256 no faster, nor the denoising of a picture (benchmarks/step.py); and it compiles
+    again for each size of a picture. JAX knows nothing else.
+
+    Args:
+        jit: "on", "off", or "auto".
+        pixels: of a training batch; None for denoising.
+
+    Raises:
+        UserError: "off" under JAX.
+    """
+    if keras.backend.backend() == "jax":
+        if jit == "off":
+            raise UserError("--jit: expected auto or on with JAX, which always compiles, received off.")
+        return True
+    if jit != "auto":
+        return jit == "on"
+    return pixels is not None and (pixels <= _XLA_PIXELS or _has_accelerator())
+
+
+def _has_accelerator():
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def build(options, samples, jit="auto"):
+    """The Denoiser of a run, compiled for training; jit: see `jit_compile`."""
     keras.utils.set_random_seed(options.seed)
     start = start_of_parameter(options, samples)
     denoiser = denoisers.build(options.experiment, start=start, rate=options.rate, width=options.width)
@@ -103,8 +135,9 @@ def build(options, samples):
     optimizer = SkippingAdam(
         schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
     )
-    denoiser.training.compile(optimizer=optimizer, **_COMPILE)
-    denoiser.inference.compile(**_COMPILE)
+    pixels = options.batch_size * options.crop**2
+    denoiser.training.compile(optimizer=optimizer, **(_COMPILE or {"jit_compile": jit_compile(jit, pixels)}))
+    denoiser.inference.compile(**(_COMPILE or {"jit_compile": jit_compile(jit)}))
     optimizer.build(denoiser.training.trainable_variables)
     return denoiser
 
@@ -113,7 +146,7 @@ def load_inference(run_dir):
     """(Options, inference model, position) of a run, from its checkpoint."""
     options = runs.read_options(run_dir)
     denoiser = denoisers.build(options.experiment, rate=options.rate, width=options.width)
-    denoiser.inference.compile(**_COMPILE)
+    denoiser.inference.compile(**(_COMPILE or {"jit_compile": jit_compile("auto")}))
     path = pathlib.Path(run_dir) / "checkpoint.npz"
     position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
     return options, denoiser.inference, position
@@ -137,7 +170,7 @@ def batches(samples, options, start, stop):
         tensors = tf.numpy_function(fetch, [step], [tf.float32] * len(keys))
         return {k: tf.ensure_shape(t, example[k].shape) for k, t in zip(keys, tensors)}
 
-    workers = min(os.cpu_count() or 1, 16)
+    workers = _workers()
     dataset = tf.data.Dataset.range(start, stop).map(as_dict, num_parallel_calls=workers).prefetch(2 * workers)
     # With autotuning, the end of each `fit` waits for a thread that sleeps for ten seconds and more.
     tuning = tf.data.Options()
@@ -146,15 +179,31 @@ def batches(samples, options, start, stop):
 
 
 class _Batches(keras.utils.PyDataset):
+    """Makes batches ahead in threads of its own.
+
+    Those of Keras (workers > 0) go on where they are when `fit` begins anew after a first look at the
+    data: the batches then come in the order 1, 2, ..., 0.
+    """
+
     def __init__(self, samples, size, start, stop):
-        super().__init__(workers=4, use_multiprocessing=False)
+        super().__init__(workers=0)
         self.samples, self.size, self.start, self.stop = samples, size, start, stop
+        self.ahead = 2 * _workers()
+        self._pool = concurrent.futures.ThreadPoolExecutor(_workers())
+        self._pending = {}
 
     def __len__(self):
         return self.stop - self.start
 
     def __getitem__(self, i):
-        return self.samples.batch((self.start + i) * self.size, self.size)
+        for j in range(i, min(i + self.ahead, len(self))):
+            if j not in self._pending:
+                self._pending[j] = self._pool.submit(self.samples.batch, (self.start + j) * self.size, self.size)
+        return self._pending.pop(i).result()
+
+
+def _workers():
+    return min(os.cpu_count() or 1, 16)
 
 
 def estimated_seconds(options):
@@ -174,12 +223,24 @@ def estimated_seconds(options):
     return options.pixels(options.steps) * 3 * work / rate
 
 
-class _StopOnSignal(keras.callbacks.Callback):
-    """Ctrl-C and SIGTERM end training after the step in progress. Also notes when steps end."""
+class _Watch(keras.callbacks.Callback):
+    """Looks up after each step: Ctrl-C or SIGTERM, the end of the time, a checkpoint that is due.
+
+    Args:
+        save: function (steps of this `fit`, their mean loss) that writes a checkpoint.
+        checkpoint_seconds: between two checkpoints.
+        deadline: on the clock of `time.monotonic`. One step is taken even after it, or runs
+            in pieces that are too short would never end.
+    """
+
+    def __init__(self, save, checkpoint_seconds, deadline):
+        super().__init__()
+        self.save, self.checkpoint_seconds, self.deadline = save, checkpoint_seconds, deadline
+        self.received, self.late = None, False
+        self.ends, self.steps = [], 0
+        self.saved()
 
     def __enter__(self):
-        self.received = None
-        self.ends = []
         self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -192,8 +253,19 @@ class _StopOnSignal(keras.callbacks.Callback):
             print("\nstopping after this step", flush=True)
         self.received = number
 
-    def on_train_begin(self, logs=None):
-        self.ends = []
+    def saved(self):
+        """A checkpoint has been written."""
+        self._due = time.monotonic() + self.checkpoint_seconds
+
+    def is_due(self):
+        return time.monotonic() >= self._due
+
+    def ends_run(self):
+        return self.received is not None or self.late
+
+    def begin(self, steps):
+        """`fit` comes next, for so many steps."""
+        self.ends, self.steps = [], steps
 
     def steps_per_second(self):
         """Of the last `fit`, without its first step, which may include compilation."""
@@ -203,83 +275,143 @@ class _StopOnSignal(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         self.ends.append(time.perf_counter())
-        if self.received is not None:
+        self.late = time.monotonic() >= self.deadline
+        if self.ends_run():
             self.model.stop_training = True
+        elif self.is_due() and len(self.ends) < self.steps:  # after the last one, the report comes first
+            _ = self.model  # under JAX, this brings the variables up to date
+            self.save(len(self.ends), float(logs["loss"]))
+            self.saved()
 
 
 class Run:
-    """One training, from the options and a folder; `fit` does it all."""
+    """One training, from the options and a folder, which no other can train meanwhile; `fit` does it all.
 
-    def __init__(self, options, run_dir, *, data_dir=None, memory_mb=2048, report_images=None):
+    Args:
+        options: runs.Options.
+        run_dir: folder of the run, a new one or one to go on with.
+        data_dir: folder of the data sets.
+        memory_mb: for decoded pictures, in MiB.
+        report_images: images between two reports.
+        jit: see `jit_compile`.
+    """
+
+    def __init__(self, options, run_dir, *, data_dir=None, memory_mb=2048, report_images=None, jit="auto"):
         self.run_dir = pathlib.Path(run_dir)
         files, held_out = training_files(options, data_dir)
         store = data.ImageStore(files, options.crop, memory_mb)
         self.options = options = settle(options, store)
         self.samples = make_samples(options, store)
         self.validation = Validation(held_out, options)
-        runs.claim(run_dir, options)
-        self.denoiser = build(options, self.samples)
+        self.stopped_by_signal = False
+        report = report_images or max(options.train_images // 40, _LEAST_REPORT)
+        self.report_steps = max(1, report // options.batch_size)
+        with contextlib.ExitStack() as on_error:
+            self.lock = on_error.enter_context(runs.claim(run_dir, options))
+            self._restore(jit)
+            on_error.pop_all()
+
+    def _restore(self, jit):
+        """Builds the models, and brings them and the history to the state of the checkpoint."""
+        options = self.options
+        self.denoiser = build(options, self.samples, jit)
         self.optimizer = self.denoiser.training.optimizer
         self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)
         self.checkpoint = self.run_dir / "checkpoint.npz"
         self.step = 0
+        self.unreported = _NOTHING
         if self.checkpoint.exists():
-            self.step = checkpoints.load(self.checkpoint, self.variables)["step"]
+            position = checkpoints.load(self.checkpoint, self.variables)
+            self.step = position["step"]
+            self.unreported = position.get("unreported", _NOTHING)
         elif options.warm_start:
             weights = checkpoints.named_variables(self.denoiser.inference)
             checkpoints.load(pathlib.Path(options.warm_start) / "checkpoint.npz", weights)
         self.history = History(self.run_dir, self.step * options.batch_size)
-        report = report_images or max(options.train_images // 40, _LEAST_REPORT)
-        self.report_steps = max(1, report // options.batch_size)
 
-    def fit(self, checkpoint_seconds=300):
-        """Trains to the end, or to a signal. Returns True at the end.
+    def fit(self, checkpoint_seconds=300, deadline=math.inf):
+        """Trains to the end, to a signal (which sets `stopped_by_signal`) or to the deadline, once.
+
+        Args:
+            checkpoint_seconds: between two checkpoints; they are this and one step apart.
+            deadline: on the clock of `time.monotonic`; training ends after the step in progress.
+
+        Returns:
+            True at the end.
 
         Raises:
             UserError: too many steps in a row without a finite gradient, or a checkpoint
                 that cannot be written (the one before is kept).
         """
-        saved = time.monotonic()
-        with _StopOnSignal() as stop:
-            while self.step < self.options.steps and stop.received is None:
-                self._interval(stop)
+        # Whoever comes next may have the folder, as nothing is written any more.
+        with self.lock, _Watch(self._save_within, checkpoint_seconds, deadline) as watch:
+            while self.step < self.options.steps and not watch.ends_run():
+                self._interval(watch)
                 self._refuse_divergence()
-                if time.monotonic() - saved > checkpoint_seconds:
+                if watch.is_due():
                     self.save()
-                    saved = time.monotonic()
+                    watch.saved()
             self.save()
+        self.stopped_by_signal = watch.received is not None
         return self.step >= self.options.steps
 
     def save(self):
-        checkpoints.save(self.checkpoint, self.variables, {"step": self.step})
+        checkpoints.save(self.checkpoint, self.variables, {"step": self.step, "unreported": self.unreported})
 
-    def _interval(self, stop):
-        """Trains up to the next report, and reports."""
-        options = self.options
-        end = min(options.steps, (self.step // self.report_steps + 1) * self.report_steps)
-        if self.step < options.final_step:
-            end = min(end, options.final_step)  # `fit` wants crops of one size
-        begin = time.perf_counter()
-        feed = batches(self.samples, options, self.step, end)
-        log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[stop])
+    def _save_within(self, steps, loss):
+        """A checkpoint between two reports."""
+        self._count(steps, loss)
+        self.save()
+
+    def _count(self, steps, loss):
+        """Brings the position up to date, `steps` steps of mean loss `loss` after the start of this `fit`.
+
+        What is not reported yet is part of the position, so that the next report counts all of
+        it, also after a restart.
+        """
+        before = self._before
         self.step = int(self.optimizer.iterations)
-        self.history.seconds += time.perf_counter() - begin
+        total = before["steps"] + steps
+        self.unreported = {
+            "steps": total,
+            "loss": (before["loss"] * before["steps"] + loss * steps) / total,
+            "seconds": before["seconds"] + time.perf_counter() - self._begin,
+        }
+
+    def _interval(self, watch):
+        """Trains up to the next report, and reports; or up to where `watch` ends the run."""
+        options, start = self.options, self.step
+        end = min(options.steps, (start // self.report_steps + 1) * self.report_steps)
+        if start < options.final_step:
+            end = min(end, options.final_step)  # `fit` wants crops of one size
+        self._before, self._begin = self.unreported, time.perf_counter()
+        watch.begin(end - start)
+        feed = batches(self.samples, options, start, end)
+        log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[watch])
+        self._count(len(watch.ends), float(log.history["loss"][0]))
+        if self.step == end:
+            self._report(watch.steps_per_second())
+
+    def _report(self, steps_per_second):
+        """A line of the history and on the terminal."""
+        options, end = self.options, self.step
+        self.history.seconds += self.unreported["seconds"]
         row = {
-            "images": self.step * options.batch_size,
+            "images": end * options.batch_size,
             "seconds": round(self.history.seconds, 2),
-            "images_per_second": stop.steps_per_second() * options.batch_size,
-            "loss": float(log.history["loss"][0]),
+            "images_per_second": steps_per_second * options.batch_size,
+            "loss": self.unreported["loss"],
             "learning_rate": float(self.optimizer.learning_rate),
             "skipped": int(self.optimizer.skipped),
         }
         level = self.learned_level()
         if level is not None:
             row["noise_level"] = level
-        if stop.received is None:
-            row |= self.validation(self.denoiser.inference)
+        row |= self.validation(self.denoiser.inference)
         self.history.add(row)
-        pixels_per_second = stop.steps_per_second() * (options.pixels(end) - options.pixels(end - 1))
-        left = (options.pixels(options.steps) - options.pixels(self.step)) / pixels_per_second
+        self.unreported = _NOTHING
+        pixels_per_second = steps_per_second * (options.pixels(end) - options.pixels(end - 1))
+        left = (options.pixels(options.steps) - options.pixels(end)) / pixels_per_second
         print(progress_line(row, options, left), flush=True)
 
     def learned_level(self):

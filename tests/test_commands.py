@@ -93,7 +93,7 @@ WRONG = {
     "--train_data=tfds:mnist": "tfds",
     "--warm_start=/nowhere": "expected the folder of a run, received '/nowhere'",
     "--validation=kodak": "--data_dir",
-    "gaussian": "expected flags such as --noise=gaussian, received 'gaussian'",
+    "gaussian": "expected flags .--name=value., received 'gaussian'",
 }
 
 
@@ -227,6 +227,7 @@ def test_denoise_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
         (f"--input={source}", f"--output={tmp_path / 'x.doc'}", "--sigma=25"): "expected a name ending in",
         (f"--input={tmp_path / 'no.png'}", f"--output={tmp_path / 'x.png'}"): "cannot be read",
         (f"--input={source}", f"--output={tmp_path / 'x.png'}"): "expected --sigma between 5 and 50",
+        (f"--input={source}", f"--output={tmp_path / 'x.png'}", "--tile=640"): "from 672 on, received 640",
     }.items():
         assert call(commands.denoise_main, f"--model={run_dir}", *flags) == 1
         assert words in capsys.readouterr().err

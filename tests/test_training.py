@@ -2,25 +2,28 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssdn_tf import checkpoints, images, runs, training
+from ssdn_tf import checkpoints, cli, commands, images, runs, train_flags, training
 from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import Experiment
+from ssdn_tf.progress import History
 
 STEPS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
 def eager():
-    """Without compilation, which would take most of the time here (test_compiled_... has it)."""
+    """Without compilation, which would take most of the time here (test_a_compiled_... has it)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "_COMPILE", {"run_eagerly": True})
         yield
@@ -81,13 +84,145 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(pictures, tmp_path
 
 
 def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_path, uninterrupted, monkeypatch):
-    monkeypatch.setattr(training, "_COMPILE", {"jit_compile": True})
+    monkeypatch.setattr(training, "_COMPILE", None)
     _, expected, _ = uninterrupted
-    run = training.Run(options(pictures), tmp_path / "jit", report_images=4)
-    assert run.fit()
+    run = training.Run(options(pictures), tmp_path / "jit", report_images=4, jit="on")
+    assert run.denoiser.training.jit_compile and run.fit()
     # Adam divides by the size of the gradient: rounding grows where that is near zero.
     name = next(k for k in expected if k.endswith("enc_conv1/kernel"))
     assert np.abs(weights(run)[name] - expected[name]).max() < 1e-4
+
+
+def history(run):
+    return [json.loads(line) for line in (run.run_dir / "history.jsonl").read_text().splitlines()]
+
+
+def checkpointed_steps(run, monkeypatch):
+    """The steps at which a run writes checkpoints, in a list that grows."""
+    steps, save = [], run.save
+    monkeypatch.setattr(run, "save", lambda: (steps.append(run.step), save()))
+    return steps
+
+
+def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
+    pictures, tmp_path, uninterrupted, monkeypatch
+):
+    """One report in 6 steps; the process "dies" after 4 of them, 2 steps after its second checkpoint."""
+    whole = training.Run(options(pictures), tmp_path / "whole", report_images=12)
+    assert whole.fit()
+    run = training.Run(options(pictures), tmp_path / "b", report_images=12)
+    steps, step_end = checkpointed_steps(run, monkeypatch), training._Watch.on_train_batch_end
+
+    class Death(Exception):
+        pass
+
+    def dies_after_four(watch, batch, logs=None):
+        watch._due = 0.0 if batch < 2 else math.inf
+        step_end(watch, batch, logs)
+        if batch == 3:
+            raise Death
+
+    with monkeypatch.context() as patch, pytest.raises(Death):
+        patch.setattr(training._Watch, "on_train_batch_end", dies_after_four)
+        run.fit()
+    assert steps == [1, 2] and not run.history.path.exists()
+    again = training.Run(options(pictures), tmp_path / "b", report_images=12)
+    assert again.step == 2 and again.unreported["steps"] == 2
+    assert again.fit()
+    assert all(np.array_equal(weights(again)[name], uninterrupted[1][name]) for name in uninterrupted[1])
+    (row,), (expected,) = history(again), history(whole)
+    assert row["images"] == expected["images"] == 12 and again.unreported["steps"] == 0
+    # The mean of both parts, and not that of the second.
+    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("seconds, expected", [(0, [1, 2, 3, 4, 5, 6, 6]), (math.inf, [6])])
+def test_checkpoints_come_after_the_time_given_or_at_the_end(pictures, tmp_path, monkeypatch, seconds, expected):
+    run = training.Run(options(pictures), tmp_path / "a", report_images=8)
+    steps = checkpointed_steps(run, monkeypatch)
+    assert run.fit(checkpoint_seconds=seconds)
+    assert steps == expected
+
+
+def test_a_piece_of_no_time_takes_a_step_and_reports_are_those_of_a_run_in_one_piece(pictures, tmp_path, uninterrupted):
+    _, expected, whole = uninterrupted
+    for step in (1, 2, 3):
+        run = training.Run(options(pictures), tmp_path / "b", report_images=4)
+        assert not run.fit(deadline=time.monotonic())
+        assert run.step == step and not run.stopped_by_signal
+    run = training.Run(options(pictures), tmp_path / "b", report_images=4)
+    assert run.fit(deadline=time.monotonic() + 3600)
+    assert all(np.array_equal(weights(run)[name], expected[name]) for name in expected)
+    for row, wanted in zip(history(run), history(whole), strict=True):
+        assert row["images"] == wanted["images"]
+        assert row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+
+
+def test_a_run_is_read_but_not_trained_while_it_is_trained(pictures, tmp_path):
+    run = training.Run(options(pictures), tmp_path / "a", report_images=4)
+    run.save()
+    (run.run_dir / "history.jsonl").write_text('{"images": 8, "seconds": 1.0}\n')  # after the checkpoint
+    before = {path.name: path.read_bytes() for path in run.run_dir.iterdir()}
+    with pytest.raises(UserError, match=f"expected a run that nobody is training.*process {os.getpid()} on"):
+        training.Run(options(pictures), run.run_dir, report_images=4)
+    assert {path.name: path.read_bytes() for path in run.run_dir.iterdir()} == before
+    assert training.load_inference(run.run_dir)[2]["step"] == 0
+    assert run.fit()  # which frees it
+    training.Run(options(pictures), run.run_dir, report_images=4).lock.close()
+
+
+def command(*arguments):
+    """Exit code of train.py."""
+    return cli.execute(commands.train_main, train_flags.define, "TEXT", ["train.py", *arguments], True)
+
+
+def test_the_command_ends_in_time_says_how_to_go_on_and_is_refused_meanwhile(pictures, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "a b"
+    flags = [f"--train_data={pictures}", "--train_images=4", "--batch_size=2", "--crop=32", "--width=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--max_minutes=0", "--run_dir", str(folder)])
+    assert command(*sys.argv[1:]) == 0
+    shown = " ".join([*flags, "--max_minutes=0", f"'--run_dir={folder}'"])
+    assert f"saved after 2 images. To go on: python train.py {shown}\n" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with runs.claim(folder, runs.read_options(folder)):
+        assert command(*sys.argv[1:]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: --run_dir: expected a run that nobody is training") and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert command(*flags, f"--run_dir={folder}", "--checkpoint_minutes=0") == 0
+    assert f"done: {folder}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--max_minutes=-1", "--checkpoint_minutes=-1", "--max_minutes=soon", "--jit=maybe"])
+def test_impossible_times_and_compilers_are_refused(flag, capsys):
+    assert command(flag) == 1
+    assert flag.split("=")[0][2:] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "jit, pixels, expected",
+    [
+        ("auto", 4 * 64 * 64, True), ("auto", 256 * 256, False), ("auto", None, False),
+        ("on", 4 * 256 * 256, True), ("on", None, True), ("off", 32 * 32, False), ("off", None, False),
+    ],
+)  # fmt: skip
+def test_xla_compiles_where_it_is_faster_or_wanted(jit, pixels, expected, monkeypatch):
+    """Times: benchmarks/step.py."""
+    monkeypatch.setattr(training, "_has_accelerator", lambda: False)
+    assert training.jit_compile(jit, pixels) == expected
+
+
+def test_with_an_accelerator_xla_compiles_every_training(monkeypatch):
+    monkeypatch.setattr(training, "_has_accelerator", lambda: True)
+    assert training.jit_compile("auto", 4 * 256 * 256)
+    assert not training.jit_compile("auto")
+
+
+def test_jax_always_compiles(monkeypatch):
+    monkeypatch.setattr(training.keras.backend, "backend", lambda: "jax")
+    assert training.jit_compile("auto") and training.jit_compile("on", 2**20)
+    with pytest.raises(UserError, match="--jit: expected auto or on with JAX.*received off"):
+        training.jit_compile("off")
 
 
 STAGES = {"crop": 32, "final_crop": 64, "final_images": 5}
@@ -142,13 +277,17 @@ def test_another_seed_gives_other_weights(pictures, tmp_path, uninterrupted):
 
 def test_the_history_has_one_line_a_report_and_none_of_what_was_lost(uninterrupted):
     run = uninterrupted[2]
-    lines = [json.loads(line) for line in (run.run_dir / "history.jsonl").read_text().splitlines()]
+    lines = history(run)
     assert [line["images"] for line in lines] == [4, 8, 12]
     assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in lines)
-    from ssdn_tf.progress import History
 
-    History(run.run_dir, images_seen=8)
-    assert len((run.run_dir / "history.jsonl").read_text().splitlines()) == 2
+
+def test_of_a_history_only_whole_rows_up_to_the_checkpoint_are_kept(tmp_path):
+    path = tmp_path / "history.jsonl"
+    rows = [f'{{"images": {images}, "seconds": 1.5}}\n' for images in (4, 8, 12)]
+    path.write_text("".join(rows) + '{"images": 4, "lo')  # as a full disk leaves it
+    assert History(tmp_path, images_seen=8).seconds == 1.5
+    assert path.read_text() == "".join(rows[:2])
 
 
 def test_tensorboard_finds_an_event_file(uninterrupted):
@@ -266,7 +405,7 @@ def test_the_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path):
 @pytest.mark.parametrize("start", ["12.5", "50"])
 def test_a_global_sigma_is_recovered_from_a_start_wrong_by_two(tmp_path, start, monkeypatch):
     """On flat pictures, where nothing but noise is unpredictable; a small network and a few minutes."""
-    monkeypatch.setattr(training, "_COMPILE", {"jit_compile": True})
+    monkeypatch.setattr(training, "_COMPILE", None)
     folder = tmp_path / "flat"
     folder.mkdir()
     for i in range(16):
