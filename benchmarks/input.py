@@ -7,8 +7,8 @@
 "wall" is crops a second of the clock, from all cores. Each way runs in a process of its own:
 
     one thread    data.Samples alone
-    tf.data       training.batches under TensorFlow, batches of 4
-    PyDataset     training.batches under JAX, batches of 4
+    tf.data       feeds.batches under TensorFlow, batches of 4
+    PyDataset     feeds.batches under JAX, batches of 4
 
 Below the table: what the start of a training costs for each file whose picture is not kept in memory.
 """
@@ -53,10 +53,9 @@ def stream(carrier, samples):
     """Endless batches."""
     if carrier == "one thread":
         return (samples.batch(BATCH * step, BATCH) for step in itertools.count())
-    from ssdn_tf import experiments, runs, training
+    from ssdn_tf import feeds
 
-    options = runs.Options(experiments.Experiment(), batch_size=BATCH)
-    batches = training.batches(samples, options, 0, 10**6)
+    batches = feeds.batches(samples, BATCH, 0, 10**6)
     if carrier == "tf.data":
         return iter(batches)
     # Keras's own reader of a PyDataset, which has no public name.

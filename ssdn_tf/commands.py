@@ -1,5 +1,6 @@
 """The commands: flags to options, and the mains of train.py, evaluate.py, denoise.py and export/savedmodel.py."""
 
+import functools
 import json
 import math
 import os
@@ -120,26 +121,56 @@ def train_main(v):
     begin = time.monotonic()
     options = train_flags.options_from_flags(v)
     cli.load_keras()
+    from ssdn_tf import distribution
+
+    devices = _devices(v, options)
+    # Worker 0 tells what all have in common.
+    tell = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
+    with distribution.outlives_workers(devices, 60 * v.wait_minutes):
+        return _train(v, options, devices, tell, begin)
+
+
+def _devices(v, options):
+    """The distribution.Devices that the flags ask for."""
+    from ssdn_tf import distribution
+
+    if v.cpu_devices > 1:
+        distribution.split_cpu(v.cpu_devices)
+    devices = distribution.make(v.strategy, options.batch_size, 60 * v.wait_minutes)
+    if devices.workers > 1 and not v.run_dir:
+        raise UserError("--run_dir: expected with several workers, so that a lost one finds the run, received none.")
+    if devices.strategy and v.steps_per_execution > 1:
+        raise UserError(
+            f"--steps_per_execution: expected 1 with several replicas, as Keras cannot do more, "
+            f"received {v.steps_per_execution}."
+        )
+    if options.precision == "bfloat16":
+        distribution.require_bfloat16()
+    return devices
+
+
+def _train(v, options, devices, tell, begin):
     from ssdn_tf import progress, training
 
     name = options.experiment.name
-    seconds = training.estimated_seconds(options)
+    seconds = training.estimated_seconds(options) / devices.replicas
     crops = f"{options.train_images:,} images of {options.crop}x{options.crop}"
     if options.final_images:
         crops += f" (the last {options.final_images:,} of {options.final_crop}x{options.final_crop})"
-    print(f"{name}: {crops}, about {progress.duration(seconds)} on this machine.")
+    places = f"{devices.replicas} replicas" if devices.replicas > 1 else "this machine"
+    tell(f"{name}: {crops}, about {progress.duration(seconds)} on {places}.")
     if seconds > 86400:
-        print("That is more than a day; --preset=quick shows the method in minutes.")
+        tell("That is more than a day; --preset=quick shows the method in minutes.")
     run_dir = v.run_dir or runs.new_run_dir(v.runs, name)
-    settings = {name: v[name].value for name in ("data_dir", "memory_mb", "report_images", "jit")}
-    run = training.Run(options, run_dir, **settings)
+    names = ("data_dir", "memory_mb", "report_images", "jit", "steps_per_execution")
+    run = training.Run(options, run_dir, devices=devices, **{name: v[name].value for name in names})
     state = f"goes on after {run.step * options.batch_size:,} images in" if run.step else "in"
-    print(f"{len(run.samples.store)} pictures; {state} {run_dir}", flush=True)
+    tell(f"{len(run.samples.store)} pictures; {state} {run_dir}")
     deadline = math.inf if v.max_minutes is None else begin + 60 * v.max_minutes
     if run.fit(60 * v.checkpoint_minutes, deadline):
-        print(f"done: {run_dir}. Next: python evaluate.py --model={run_dir}")
+        tell(f"done: {run_dir}. Next: python evaluate.py --model={run_dir}")
         return 0
-    print(f"saved after {run.step * options.batch_size:,} images. To go on: {_same_command(run_dir)}")
+    tell(f"saved after {run.step * options.batch_size:,} images. To go on: {_same_command(run_dir)}")
     return 130 if run.stopped_by_signal else 0
 
 

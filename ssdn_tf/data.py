@@ -113,6 +113,10 @@ class ImageStore:
     def __len__(self):
         return len(self.files)
 
+    def description(self):
+        """What two stores of the same pictures have in common: [(name, least side), ...]."""
+        return [(file.name, self._sides[file]) for file in self.files]
+
     def largest_crop(self):
         """Side of the largest square that fits into one of the pictures."""
         return max(self._sides[file] for file in self.files)

@@ -61,7 +61,7 @@ def noise_model(experiment):
     return noise.MODELS[experiment.noise]()
 
 
-def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True):
+def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True, precision="float32"):
     """Models of an experiment, with fresh weights (seed them with `keras.utils.set_random_seed`).
 
     Args:
@@ -69,11 +69,14 @@ def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True):
         start, rate: of a learned noise parameter; see `parameters.GlobalParameter`.
         width: features of the network's encoder (published: 48).
         fused: see `blindspot.UpsampleConv2D`.
+        precision: "float32", or "bfloat16" for the arithmetic of the networks but for their last layer.
+            Weights, sums of gradients, and all that follows the network stay as they are.
 
     Returns:
         Denoiser.
     """
-    network = {"width": width, "fused": fused}
+    policy = "mixed_bfloat16" if precision == "bfloat16" else precision
+    network = {"width": width, "fused": fused, "dtype": policy}
     if experiment.pipeline == "blindspot":
         return _bayesian(experiment, start, rate, network)
     return _regression(experiment, network)
@@ -92,7 +95,7 @@ def _bayesian(experiment, start, rate, network):
     elif source == "global":
         parameter = parameters.GlobalParameter(model, start, rate, name="parameter")(noisy, given)
     else:
-        layer = parameters.PerImageParameter(model, start, width=network["width"], name="parameter")
+        layer = parameters.PerImageParameter(model, start, network["width"], network["dtype"], name="parameter")
         parameter = layer(noisy, given)
     scale = 2.0 if channels == 1 else model.loss_scale
     regularization = 0.0 if source == "known" else model.regularization

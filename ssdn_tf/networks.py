@@ -22,6 +22,7 @@ class UNet(keras.layers.Layer):
         width: features of the encoder; the decoder has twice as many.
         zero_start: the last layer starts at zero (the estimator of noise parameters).
         fused: see `blindspot.UpsampleConv2D`.
+        dtype: a policy such as "mixed_bfloat16" holds for all but the last layer.
 
     Input shape: [N, H, W, C], H and W multiples of 32. Output shape: [N, H, W, outputs].
     Reference: Laine et al. 2019, supplement, table 1.
@@ -34,17 +35,19 @@ class UNet(keras.layers.Layer):
         self.width = width
         self.zero_start = zero_start
         self.fused = fused
-        shifted = {"shifted": blindspot}
+        shifted = {"shifted": blindspot, "dtype": self.dtype_policy}
         up = 2 * width
         self.encoder = [bs.Conv2D(width, name=f"enc_conv{i}", **shifted) for i in range(_LEVELS + 2)]
         self.pools = [bs.MaxPool2D(name=f"pool{i + 1}", **shifted) for i in range(_LEVELS)]
         levels = range(_LEVELS, 0, -1)
         self.decoder_a = [bs.UpsampleConv2D(up, fused, name=f"dec_conv{i}a", **shifted) for i in levels]
         self.decoder_b = [bs.Conv2D(up, name=f"dec_conv{i}b", **shifted) for i in levels]
-        self.nin_a = bs.Conv2D(4 * up if blindspot else up, kernel_size=1, name="nin_a")
-        self.nin_b = bs.Conv2D(up, kernel_size=1, name="nin_b")
-        gain = 0.0 if zero_start else 1.0
-        self.nin_c = bs.Conv2D(outputs, kernel_size=1, slope=None, gain=gain, name="nin_c")
+        joined = 4 * up if blindspot else up
+        self.nin_a = bs.Conv2D(joined, kernel_size=1, name="nin_a", dtype=self.dtype_policy)
+        self.nin_b = bs.Conv2D(up, kernel_size=1, name="nin_b", dtype=self.dtype_policy)
+        # What a network says is float32 or better, whatever it is computed in.
+        last = {"slope": None, "gain": 0.0 if zero_start else 1.0, "dtype": self.variable_dtype}
+        self.nin_c = bs.Conv2D(outputs, kernel_size=1, name="nin_c", **last)
 
     def build(self, input_shape):
         channels, width = input_shape[-1], self.width

@@ -11,12 +11,16 @@ class SkippingAdam(keras.optimizers.Adam):
     The step still counts for the schedule and for the bias correction. `skipped` counts
     such steps, `skipped_in_a_row` the latest run of them.
 
+    Under tf.distribute it expects gradients that are summed over the replicas already (see
+    `distribution.Replicated`), so that the whole gradient decides, and is what a clip norm limits.
+    Keras adds up after it has clipped those of each replica.
+
     Reference: the published optimizer skips silently; without it one bad batch ends a run.
     """
 
     def build(self, variables):
         super().build(variables)
-        count = {"shape": (), "initializer": "zeros", "dtype": "int32"}
+        count = {"shape": (), "initializer": "zeros", "dtype": "int32", "aggregation": "only_first_replica"}
         self.skipped = self.add_variable(name="skipped", **count)
         self.skipped_in_a_row = self.add_variable(name="skipped_in_a_row", **count)
 
@@ -24,14 +28,23 @@ class SkippingAdam(keras.optimizers.Adam):
         if trainable_variables is not None and not self.built:
             self.build(trainable_variables)
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
-        # The arithmetic form of "if": it compiles, and it works where variables are
-        # values handed from step to step (JAX).
-        state = [*self._trainable_variables, *self._momentums, *self._velocities]
-        before = [ops.copy(ops.convert_to_tensor(v)) for v in state]  # a conversion alone may be the variable
-        grads = [ops.where(finite, g, ops.zeros_like(g)) for g in grads]
-        super().apply(grads, trainable_variables)
-        for variable, value in zip(state, before):
-            variable.assign(ops.where(finite, ops.convert_to_tensor(variable), value))
+        # NaN everywhere tells `update_step`, which sees one variable at a time.
+        super().apply([ops.where(finite, g, ops.full_like(g, float("nan"))) for g in grads], trainable_variables)
         one = ops.cast(ops.logical_not(finite), "int32")
         self.skipped.assign(self.skipped + one)
         self.skipped_in_a_row.assign((self.skipped_in_a_row + 1) * one)
+
+    def update_step(self, gradient, variable, learning_rate):
+        finite = ops.isfinite(ops.reshape(gradient, (-1,))[0])
+        # The arithmetic form of "if": it compiles, and it works where variables are
+        # values handed from step to step (JAX).
+        index = self._get_variable_index(variable)
+        state = [variable, self._momentums[index], self._velocities[index]]
+        before = [ops.copy(ops.convert_to_tensor(v)) for v in state]  # a conversion alone may be the variable
+        super().update_step(ops.where(finite, gradient, ops.zeros_like(gradient)), variable, learning_rate)
+        for v, value in zip(state, before):
+            self.assign(v, ops.where(finite, ops.convert_to_tensor(v), value))
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Keras adds up here, which has been done."""
+        return grads_and_vars

@@ -70,13 +70,16 @@ class PerImageParameter(KnownParameter):
 
     The weights of the U-Net's last layer start at zero and its bias at `start`, so all
     pictures start equal; without that the estimate fails to converge. Published: start 0.
+    `network_dtype` is the U-Net's dtype policy.
     """
 
-    def __init__(self, noise, start=0.0, width=48, **kwargs):
+    def __init__(self, noise, start=0.0, width=48, network_dtype="float32", **kwargs):
         super().__init__(noise, **kwargs)
         self.start = start
         self.width = width
-        self.network = UNet(1, blindspot=False, width=width, zero_start=True, name="param_estimation_net")
+        self.network_dtype = network_dtype
+        settings = {"width": width, "zero_start": True, "dtype": network_dtype}
+        self.network = UNet(1, blindspot=False, name="param_estimation_net", **settings)
 
     def build(self, noisy_shape, noise_parameter_shape):
         self.network.build(noisy_shape)
@@ -87,4 +90,5 @@ class PerImageParameter(KnownParameter):
         return self.noise.constrain(raw)
 
     def get_config(self):
-        return super().get_config() | {"start": self.start, "width": self.width}
+        own = {"start": self.start, "width": self.width, "network_dtype": self.network_dtype}
+        return super().get_config() | own

@@ -39,6 +39,7 @@ class Options:
         seen small crops only does not know a picture whose border is far away.
     start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate"
         takes a robust estimate from noisy crops, "published" raw 0, a number is a level.
+    precision: of the network's arithmetic in training; weights and likelihood are float32 or better.
     """
 
     experiment: Experiment
@@ -57,6 +58,7 @@ class Options:
     validation: str = "none"
     warm_start: str = ""
     width: int = 48
+    precision: str = "float32"
 
     def to_dict(self):
         return dataclasses.asdict(self)

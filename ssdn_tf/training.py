@@ -1,23 +1,22 @@
 """A training run: samples to the model, progress, checkpoints, resumption."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import math
-import os
 import pathlib
-import signal
 import time
 
 import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf import checkpoints, data, denoisers, evaluation, images, runs, schedules
+from ssdn_tf import checkpoints, data, denoisers, distribution, evaluation, feeds, images, runs, schedules
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks import GRID
 from ssdn_tf.optimizers import SkippingAdam
 from ssdn_tf.progress import History, Validation, progress_line
+from ssdn_tf.watch import Watch
 
 _TOO_MANY_SKIPS = 100  # in a row
 _NOTHING = {"steps": 0, "loss": 0.0, "seconds": 0.0}  # trained since the last report
@@ -120,11 +119,22 @@ def _has_accelerator():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def build(options, samples, jit="auto"):
-    """The Denoiser of a run, compiled for training; jit: see `jit_compile`."""
+def build(options, samples, jit="auto", devices=None, steps_per_execution=1):
+    """The Denoiser of a run, compiled for training.
+
+    Args:
+        options: runs.Options.
+        samples: what a learned noise parameter starts from.
+        jit: see `jit_compile`.
+        devices: distribution.Devices, or None for one.
+        steps_per_execution: of `fit`.
+    """
+    devices = devices or distribution.Devices()
     keras.utils.set_random_seed(options.seed)
     start = start_of_parameter(options, samples)
-    denoiser = denoisers.build(options.experiment, start=start, rate=options.rate, width=options.width)
+    settings = {"rate": options.rate, "width": options.width, "precision": options.precision}
+    with devices.scope():
+        denoiser = denoisers.build(options.experiment, start=start, **settings)
     schedule = schedules.RampUpRampDown(
         peak=options.learning_rate,
         train_images=options.train_images,
@@ -132,14 +142,20 @@ def build(options, samples, jit="auto"):
         final_images=options.final_images,
         final_weight=(options.final_crop / options.crop) ** 2,
     )
-    optimizer = SkippingAdam(
-        schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
-    )
-    pixels = options.batch_size * options.crop**2
-    denoiser.training.compile(optimizer=optimizer, **(_COMPILE or {"jit_compile": jit_compile(jit, pixels)}))
-    denoiser.inference.compile(**(_COMPILE or {"jit_compile": jit_compile(jit)}))
-    optimizer.build(denoiser.training.trainable_variables)
-    return denoiser
+    pixels = options.batch_size * options.crop**2 // devices.replicas
+    compiled = _COMPILE or {"jit_compile": jit_compile(jit, pixels)}
+    with devices.scope():
+        optimizer = SkippingAdam(
+            schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
+        )
+        optimizer.build(denoiser.training.trainable_variables)
+    if steps_per_execution > 1:
+        compiled = compiled | {"steps_per_execution": steps_per_execution}
+    training = distribution.training_model(denoiser.training, devices, optimizer=optimizer, **compiled)
+    # Made outside of the scope, it answers on one device, without the other replicas.
+    inference = keras.Model(denoiser.inference.input, denoiser.inference.output, name="inference")
+    inference.compile(**(_COMPILE or {"jit_compile": jit_compile(jit)}))
+    return denoisers.Denoiser(training, inference)
 
 
 def load_inference(run_dir):
@@ -150,60 +166,6 @@ def load_inference(run_dir):
     path = pathlib.Path(run_dir) / "checkpoint.npz"
     position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
     return options, denoiser.inference, position
-
-
-def batches(samples, options, start, stop):
-    """The batches of steps start..stop-1, for `fit`: tf.data, or a PyDataset on other backends."""
-    size = options.batch_size
-    if keras.backend.backend() != "tensorflow":
-        return _Batches(samples, size, start, stop)
-    import tensorflow as tf
-
-    example = samples.batch(start * size, size)
-    keys = sorted(example)
-
-    def fetch(step):
-        batch = samples.batch(step * size, size)
-        return [batch[key] for key in keys]
-
-    def as_dict(step):
-        tensors = tf.numpy_function(fetch, [step], [tf.float32] * len(keys))
-        return {k: tf.ensure_shape(t, example[k].shape) for k, t in zip(keys, tensors)}
-
-    workers = _workers()
-    dataset = tf.data.Dataset.range(start, stop).map(as_dict, num_parallel_calls=workers).prefetch(2 * workers)
-    # With autotuning, the end of each `fit` waits for a thread that sleeps for ten seconds and more.
-    tuning = tf.data.Options()
-    tuning.autotune.enabled = False
-    return dataset.with_options(tuning)
-
-
-class _Batches(keras.utils.PyDataset):
-    """Makes batches ahead in threads of its own.
-
-    Those of Keras (workers > 0) go on where they are when `fit` begins anew after a first look at the
-    data: the batches then come in the order 1, 2, ..., 0.
-    """
-
-    def __init__(self, samples, size, start, stop):
-        super().__init__(workers=0)
-        self.samples, self.size, self.start, self.stop = samples, size, start, stop
-        self.ahead = 2 * _workers()
-        self._pool = concurrent.futures.ThreadPoolExecutor(_workers())
-        self._pending = {}
-
-    def __len__(self):
-        return self.stop - self.start
-
-    def __getitem__(self, i):
-        for j in range(i, min(i + self.ahead, len(self))):
-            if j not in self._pending:
-                self._pending[j] = self._pool.submit(self.samples.batch, (self.start + j) * self.size, self.size)
-        return self._pending.pop(i).result()
-
-
-def _workers():
-    return min(os.cpu_count() or 1, 16)
 
 
 def estimated_seconds(options):
@@ -223,69 +185,10 @@ def estimated_seconds(options):
     return options.pixels(options.steps) * 3 * work / rate
 
 
-class _Watch(keras.callbacks.Callback):
-    """Looks up after each step: Ctrl-C or SIGTERM, the end of the time, a checkpoint that is due.
-
-    Args:
-        save: function (steps of this `fit`, their mean loss) that writes a checkpoint.
-        checkpoint_seconds: between two checkpoints.
-        deadline: on the clock of `time.monotonic`. One step is taken even after it, or runs
-            in pieces that are too short would never end.
-    """
-
-    def __init__(self, save, checkpoint_seconds, deadline):
-        super().__init__()
-        self.save, self.checkpoint_seconds, self.deadline = save, checkpoint_seconds, deadline
-        self.received, self.late = None, False
-        self.ends, self.steps = [], 0
-        self.saved()
-
-    def __enter__(self):
-        self._before = {s: signal.signal(s, self._receive) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number, _):
-        if self.received is None:
-            print("\nstopping after this step", flush=True)
-        self.received = number
-
-    def saved(self):
-        """A checkpoint has been written."""
-        self._due = time.monotonic() + self.checkpoint_seconds
-
-    def is_due(self):
-        return time.monotonic() >= self._due
-
-    def ends_run(self):
-        return self.received is not None or self.late
-
-    def begin(self, steps):
-        """`fit` comes next, for so many steps."""
-        self.ends, self.steps = [], steps
-
-    def steps_per_second(self):
-        """Of the last `fit`, without its first step, which may include compilation."""
-        if len(self.ends) < 2:
-            return math.nan
-        return (len(self.ends) - 1) / (self.ends[-1] - self.ends[0])
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.ends.append(time.perf_counter())
-        self.late = time.monotonic() >= self.deadline
-        if self.ends_run():
-            self.model.stop_training = True
-        elif self.is_due() and len(self.ends) < self.steps:  # after the last one, the report comes first
-            _ = self.model  # under JAX, this brings the variables up to date
-            self.save(len(self.ends), float(logs["loss"]))
-            self.saved()
-
-
 class Run:
     """One training, from the options and a folder, which no other can train meanwhile; `fit` does it all.
+
+    With several workers each makes one; the chief's folder alone is read and written.
 
     Args:
         options: runs.Options.
@@ -294,40 +197,66 @@ class Run:
         memory_mb: for decoded pictures, in MiB.
         report_images: images between two reports.
         jit: see `jit_compile`.
+        devices: distribution.Devices, or None for one.
+        steps_per_execution: steps that `fit` takes at once.
     """
 
-    def __init__(self, options, run_dir, *, data_dir=None, memory_mb=2048, report_images=None, jit="auto"):
+    def __init__(
+        self,
+        options,
+        run_dir,
+        *,
+        data_dir=None,
+        memory_mb=2048,
+        report_images=None,
+        jit="auto",
+        devices=None,
+        steps_per_execution=1,
+    ):
         self.run_dir = pathlib.Path(run_dir)
-        files, held_out = training_files(options, data_dir)
-        store = data.ImageStore(files, options.crop, memory_mb)
+        self.checkpoint = self.run_dir / "checkpoint.npz"
+        self.devices = devices or distribution.Devices()
+        self.stopped_by_signal = False
+        together = functools.partial(distribution.together, self.devices)
+        store, held_out = together(lambda: self._open(options, data_dir, memory_mb))
         self.options = options = settle(options, store)
+        distribution.require_same(self.devices, [options.to_dict(), store.description()])
         self.samples = make_samples(options, store)
         self.validation = Validation(held_out, options)
-        self.stopped_by_signal = False
         report = report_images or max(options.train_images // 40, _LEAST_REPORT)
         self.report_steps = max(1, report // options.batch_size)
         with contextlib.ExitStack() as on_error:
-            self.lock = on_error.enter_context(runs.claim(run_dir, options))
-            self._restore(jit)
+            self.lock = on_error.enter_context(together(self._claim))
+            self.denoiser = build(options, self.samples, jit, self.devices, steps_per_execution)
+            self.optimizer = self.denoiser.training.optimizer
+            self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)
+            self.unreported = _NOTHING
+            together(self._restore)
+            self.devices.broadcast(list(self.variables.values()))
+            self.step = _number(self.optimizer.iterations)
+            self.history = History(self.run_dir, self.step * options.batch_size) if self.devices.is_chief else None
             on_error.pop_all()
 
-    def _restore(self, jit):
-        """Builds the models, and brings them and the history to the state of the checkpoint."""
-        options = self.options
-        self.denoiser = build(options, self.samples, jit)
-        self.optimizer = self.denoiser.training.optimizer
-        self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)
-        self.checkpoint = self.run_dir / "checkpoint.npz"
-        self.step = 0
-        self.unreported = _NOTHING
-        if self.checkpoint.exists():
-            position = checkpoints.load(self.checkpoint, self.variables)
-            self.step = position["step"]
-            self.unreported = position.get("unreported", _NOTHING)
-        elif options.warm_start:
-            weights = checkpoints.named_variables(self.denoiser.inference)
-            checkpoints.load(pathlib.Path(options.warm_start) / "checkpoint.npz", weights)
-        self.history = History(self.run_dir, self.step * options.batch_size)
+    @staticmethod
+    def _open(options, data_dir, memory_mb):
+        """(ImageStore, held-out files)."""
+        files, held_out = training_files(options, data_dir)
+        return data.ImageStore(files, options.crop, memory_mb), held_out
+
+    def _claim(self):
+        return runs.claim(self.run_dir, self.options) if self.devices.is_chief else contextlib.ExitStack()
+
+    def _restore(self):
+        """Brings the chief's variables to the state of the checkpoint."""
+        if not self.devices.is_chief:
+            return
+        with self.devices.scope():
+            if self.checkpoint.exists():
+                position = checkpoints.load(self.checkpoint, self.variables)
+                self.unreported = position.get("unreported", _NOTHING)
+            elif self.options.warm_start:
+                weights = checkpoints.named_variables(self.denoiser.inference)
+                checkpoints.load(pathlib.Path(self.options.warm_start) / "checkpoint.npz", weights)
 
     def fit(self, checkpoint_seconds=300, deadline=math.inf):
         """Trains to the end, to a signal (which sets `stopped_by_signal`) or to the deadline, once.
@@ -344,7 +273,7 @@ class Run:
                 that cannot be written (the one before is kept).
         """
         # Whoever comes next may have the folder, as nothing is written any more.
-        with self.lock, _Watch(self._save_within, checkpoint_seconds, deadline) as watch:
+        with self.lock, Watch(self.devices, self._save_within, checkpoint_seconds, deadline) as watch:
             while self.step < self.options.steps and not watch.ends_run():
                 self._interval(watch)
                 self._refuse_divergence()
@@ -352,10 +281,12 @@ class Run:
                     self.save()
                     watch.saved()
             self.save()
-        self.stopped_by_signal = watch.received is not None
+        self.stopped_by_signal = watch.received
         return self.step >= self.options.steps
 
     def save(self):
+        if not self.devices.is_chief:
+            return
         checkpoints.save(self.checkpoint, self.variables, {"step": self.step, "unreported": self.unreported})
 
     def _save_within(self, steps, loss):
@@ -370,7 +301,7 @@ class Run:
         it, also after a restart.
         """
         before = self._before
-        self.step = int(self.optimizer.iterations)
+        self.step = _number(self.optimizer.iterations)
         total = before["steps"] + steps
         self.unreported = {
             "steps": total,
@@ -386,10 +317,12 @@ class Run:
             end = min(end, options.final_step)  # `fit` wants crops of one size
         self._before, self._begin = self.unreported, time.perf_counter()
         watch.begin(end - start)
-        feed = batches(self.samples, options, start, end)
-        log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[watch])
-        self._count(len(watch.ends), float(log.history["loss"][0]))
-        if self.step == end:
+        strategy = self.devices.strategy
+        feed = feeds.batches(self.samples, options.batch_size, start, end, strategy)
+        arguments = {"steps_per_epoch": end - start} if strategy else {}
+        log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[watch], **arguments)
+        self._count(watch.done, float(log.history["loss"][0]))
+        if self.step == end and self.devices.is_chief:
             self._report(watch.steps_per_second())
 
     def _report(self, steps_per_second):
@@ -402,7 +335,7 @@ class Run:
             "images_per_second": steps_per_second * options.batch_size,
             "loss": self.unreported["loss"],
             "learning_rate": float(self.optimizer.learning_rate),
-            "skipped": int(self.optimizer.skipped),
+            "skipped": _number(self.optimizer.skipped),
         }
         level = self.learned_level()
         if level is not None:
@@ -419,12 +352,18 @@ class Run:
         if self.options.experiment.parameter_source != "global":
             return None
         layer = self.denoiser.training.get_layer("parameter")
-        parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(layer.raw))
+        parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(layer.raw.numpy()))
         return float(self.options.experiment.level(np.asarray(parameter).item()))
 
     def _refuse_divergence(self):
-        if int(self.optimizer.skipped_in_a_row) >= _TOO_MANY_SKIPS:
+        count = _number(self.optimizer.skipped_in_a_row)
+        if count >= _TOO_MANY_SKIPS:
             raise UserError(
-                f"expected finite gradients, received {int(self.optimizer.skipped_in_a_row)} steps in a row without; "
+                f"expected finite gradients, received {count} steps in a row without; "
                 "try a lower --learning_rate, or check the noise level and the pictures."
             )
+
+
+def _number(variable):
+    """Of a scalar variable, also one that several devices hold."""
+    return variable.numpy().item()

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import scipy.stats
 import support
 from PIL import Image
 
-from ssdn_tf import data, denoisers, training
+from ssdn_tf import data, denoisers, feeds
 from ssdn_tf.errors import UserError
 from ssdn_tf.experiments import PUBLISHED, Experiment
 
@@ -102,11 +101,10 @@ def test_a_batch_is_its_samples_stacked(experiment):
 def test_the_carriers_change_nothing(carrier):
     experiment = KINDS[0]
     ours = samples(experiment)
-    options = types.SimpleNamespace(batch_size=4)
     if carrier == "tf.data":
-        carried = [{k: v.numpy() for k, v in b.items()} for b in training.batches(ours, options, 3, 9)]
+        carried = [{k: v.numpy() for k, v in b.items()} for b in feeds.batches(ours, 4, 3, 9)]
     else:
-        dataset = training._Batches(ours, 4, 3, 9)
+        dataset = feeds._Batches(ours, 4, 3, 9)
         carried = [dataset[i] for i in range(len(dataset))]
     assert len(carried) == 6
     for step, batch in zip(range(3, 9), carried):

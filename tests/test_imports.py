@@ -14,9 +14,9 @@ FOLDER = pathlib.Path(ssdn_tf.__file__).parent
 # From the bottom up: a module imports only from rows above its own in this list. A new module takes a
 # place here.
 ROWS = [
-    "errors linalg blindspot experiments schedules optimizers",
+    "errors linalg blindspot experiments schedules optimizers watch",
     "images prior networks baselines inert",
-    "metrics noise checkpoints datasets tiling protocol cli",
+    "metrics noise checkpoints datasets tiling protocol cli distribution feeds",
     "remote",
     "parameters data runs report",
     "losses",

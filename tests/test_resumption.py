@@ -38,16 +38,16 @@ def train(eager, arguments):
     if eager:
         training._COMPILE = {"run_eagerly": True}
     nothing = lambda *_: None
-    training.Run._restore = told(
-        training.Run._restore, nothing, lambda run, _: say("starts", run.step, time.monotonic())
+    training.Run.__init__ = told(
+        training.Run.__init__, nothing, lambda run, *_: say("starts", run.step, time.monotonic())
     )
     checkpoints.save = told(
         checkpoints.save,
         lambda path, variables, position: say("saving", position["step"]),
         lambda path, variables, position: say("saved", position["step"], time.monotonic()),
     )
-    training._Watch.on_train_batch_end = told(
-        training._Watch.on_train_batch_end,
+    training.Watch.on_train_batch_end = told(
+        training.Watch.on_train_batch_end,
         lambda watch, batch: say("step", int(watch.model.optimizer.iterations), time.monotonic()),
         nothing,
     )

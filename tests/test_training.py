@@ -111,7 +111,7 @@ def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
     whole = training.Run(options(pictures), tmp_path / "whole", report_images=12)
     assert whole.fit()
     run = training.Run(options(pictures), tmp_path / "b", report_images=12)
-    steps, step_end = checkpointed_steps(run, monkeypatch), training._Watch.on_train_batch_end
+    steps, step_end = checkpointed_steps(run, monkeypatch), training.Watch.on_train_batch_end
 
     class Death(Exception):
         pass
@@ -123,7 +123,7 @@ def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
             raise Death
 
     with monkeypatch.context() as patch, pytest.raises(Death):
-        patch.setattr(training._Watch, "on_train_batch_end", dies_after_four)
+        patch.setattr(training.Watch, "on_train_batch_end", dies_after_four)
         run.fit()
     assert steps == [1, 2] and not run.history.path.exists()
     again = training.Run(options(pictures), tmp_path / "b", report_images=12)

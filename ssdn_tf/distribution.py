@@ -1,0 +1,450 @@
+"""Where a training runs: one device, the devices of this machine, or several machines.
+
+TensorFlow: tf.distribute with MirroredStrategy, or MultiWorkerMirroredStrategy as TF_CONFIG describes it.
+JAX: keras.distribution.DataParallel over the devices of this machine.
+
+Samples depend on their number alone, and gradients are summed, so all of them train the same
+network up to the rounding of sums.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import zlib
+
+import keras
+import numpy as np
+
+from ssdn_tf import images
+from ssdn_tf.errors import UserError
+
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+_DEADLINE = "SSDN_WAIT_UNTIL"  # seconds since 1970, for a process that has begun anew to find its workers
+_ATTEMPT = 60.0  # seconds, after which a worker that finds the others in no state to answer begins anew
+
+
+class Devices:
+    """One device; also what the others have in common.
+
+    Attributes:
+        strategy: tf.distribute.Strategy of several replicas, or None.
+        replicas: parts of a batch, on all machines together.
+        workers, worker: number of processes, and which of them this one is.
+    """
+
+    strategy = None
+    replicas = 1
+    workers, worker = 1, 0
+
+    @property
+    def is_chief(self):
+        """True in the process that writes the run's folder and reports."""
+        return self.worker == 0
+
+    def scope(self):
+        """Where models and optimizers are made."""
+        return contextlib.nullcontext()
+
+    def collect(self, number):
+        """`number`, an integer, of each worker: a list. All workers must call this."""
+        return [int(number)]
+
+    def broadcast(self, variables):
+        """Sets variables to the values that they have on the chief. All workers must call this."""
+
+
+class JaxDevices(Devices):
+    """Several devices of one machine under JAX, which splits batches by itself."""
+
+    def __init__(self, devices):
+        self.replicas = len(devices)
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
+
+
+class TensorFlowDevices(Devices):
+    """Replicas of a tf.distribute strategy, in one process or several."""
+
+    def __init__(self, strategy, workers=1, worker=0):
+        self.strategy = strategy
+        self.replicas = strategy.num_replicas_in_sync
+        self.workers, self.worker = workers, worker
+
+    def scope(self):
+        return self.strategy.scope()
+
+    @functools.cached_property
+    def _sum_of_firsts(self):
+        """tf.function: sums over workers, of the tensors that the first replica of each has."""
+        import tensorflow as tf
+
+        own = self.replicas // self.workers
+
+        def add(parts):
+            context = tf.distribute.get_replica_context()
+            first = context.replica_id_in_sync_group % own == 0
+            parts = [tf.where(first, part, tf.zeros_like(part)) for part in parts]
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+
+        @tf.function
+        def run(parts):
+            return [self.strategy.experimental_local_results(s)[0] for s in self.strategy.run(add, args=(parts,))]
+
+        return run
+
+    def _sum(self, tensors):
+        sums = [None] * len(tensors)
+        # The exchange joins tensors, so each has those of one type.
+        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
+            where = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
+            for i, total in zip(where, self._sum_of_firsts([tensors[i] for i in where])):
+                sums[i] = total.numpy()
+        return sums
+
+    def collect(self, number):
+        if self.workers == 1:
+            return super().collect(number)
+        import tensorflow as tf
+
+        own = np.zeros(self.workers, np.int64)
+        own[self.worker] = number
+        return [int(n) for n in self._sum([tf.constant(own)])[0]]
+
+    def broadcast(self, variables):
+        if self.workers == 1:
+            return
+        import tensorflow as tf
+
+        values = [tf.constant(v.numpy()) for v in variables]
+        if not self.is_chief:
+            values = [tf.zeros_like(value) for value in values]
+        with self.scope():
+            for variable, value in zip(variables, self._sum(values)):
+                variable.assign(value)
+
+
+class Replicated(keras.Model):
+    """A training model (its loss is added inside) for `fit` under a tf.distribute strategy.
+
+    XLA compiles what one replica computes: `compile(jit_compile=True)` would compile the exchange
+    between replicas too, which fails. Logs have shape [1], as `fit` averages them over workers along
+    their first axis (keras-team/keras#20585).
+
+    Set `jit` before `fit`.
+    """
+
+    jit = False
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Keras averages a batch over the workers here, to build a model; ours is built, and a dict fails."""
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        @tf.function(jit_compile=self.jit)
+        def loss_and_gradients(x):
+            with tf.GradientTape() as tape:
+                loss = self.compute_loss(x=x, y_pred=self(x, training=True), training=True)
+            return loss, tape.gradient(loss, self.trainable_variables)
+
+        loss, gradients = loss_and_gradients(data)
+        gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
+        # The loss of a replica is scaled, so that the sum over replicas is the loss of the batch.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        for metric in self.metrics:
+            metric.update_state(tf.cast(replicas, loss.dtype) * loss)
+        return {name: tf.reshape(value, [1]) for name, value in self.get_metrics_result().items()}
+
+
+def training_model(model, devices, **compile_arguments):
+    """The model to `fit` in place of `model` on these devices, compiled."""
+    if devices.strategy is None:
+        model.compile(**compile_arguments)
+        return model
+    jit = compile_arguments.pop("jit_compile", False)
+    with devices.scope():
+        replicated = Replicated(model.input, model.output, name=model.name)
+        replicated.jit = jit
+        replicated.compile(jit_compile=False, **compile_arguments)
+    return replicated
+
+
+def together(devices, function):
+    """function(), by each worker; where one raises a UserError, all do.
+
+    Returns:
+        What it returns here.
+    """
+    result = problem = None
+    try:
+        result = function()
+    except UserError as error:
+        problem = error
+    failed = [worker for worker, bad in enumerate(devices.collect(problem is not None)) if bad]
+    if problem:
+        raise problem
+    if failed:
+        raise UserError(f"expected all workers to be ready, received an error from worker {failed[0]}, which tells it.")
+    return result
+
+
+def require_same(devices, description):
+    """Raises a UserError unless each worker has the same `description`, which is JSON-able."""
+    digest = zlib.crc32(json.dumps(description).encode())
+    digests = devices.collect(digest)
+    others = [worker for worker, other in enumerate(digests) if other != digests[0]]
+    if others:
+        raise UserError(
+            "expected the same flags and pictures on all workers, "
+            f"received others on worker {others[0]} than on worker 0."
+        )
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def make(strategy, batch_size, wait_seconds=600.0, notify=print):
+    """The Devices of a training. To be called before TensorFlow computes anything.
+
+    Args:
+        strategy: one of STRATEGIES. auto: multi_worker where TF_CONFIG names several workers; else all GPUs,
+            or as many as share a batch evenly.
+        batch_size: crops a step, over all replicas.
+        wait_seconds: how long to wait for workers.
+        notify: function (text), told what is waited for.
+
+    Raises:
+        UserError: TF_CONFIG is wrong, devices or workers are missing, or they cannot share a batch.
+    """
+    task = _task_from_environment() if strategy in ("auto", "multi_worker") else None
+    if strategy == "multi_worker" or (task and len(task.addresses) > 1):
+        devices = _multi_worker(task, wait_seconds, notify)
+    elif strategy == "one_device":
+        return Devices()
+    else:
+        devices = _mirrored(_local_devices(), strategy == "mirrored", batch_size)
+    if batch_size % devices.replicas:
+        raise UserError(
+            f"--batch_size: expected a multiple of the {devices.replicas} devices that share a batch, "
+            f"received {batch_size}."
+        )
+    return devices
+
+
+def _is_jax():
+    return keras.backend.backend() == "jax"
+
+
+def _local_devices():
+    """Accelerators, or where there is none, the logical CPU devices."""
+    if _is_jax():
+        import jax
+
+        return jax.local_devices()
+    import tensorflow as tf
+
+    return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+
+
+def _mirrored(found, demanded, batch_size):
+    count = len(found)
+    if demanded and count < 2:
+        name = found[0].device_kind if _is_jax() else found[0].name
+        raise UserError(
+            f"--strategy=mirrored: expected two devices or more, received one ({name}); "
+            "--strategy=one_device trains on it."
+        )
+    if not demanded:
+        count = max(n for n in range(1, count + 1) if batch_size % n == 0)
+        if count < len(found):
+            images.warn(f"{count} of {len(found)} devices are used, which share a batch of {batch_size} evenly.")
+    if count == 1:
+        return Devices()
+    if _is_jax():
+        return JaxDevices(found[:count])
+    import tensorflow as tf
+
+    return TensorFlowDevices(tf.distribute.MirroredStrategy([device.name for device in found[:count]]))
+
+
+def require_bfloat16():
+    """Raises a UserError unless the device computes with bfloat16 (on CPUs it is emulated, many times slower)."""
+    if _is_jax():
+        import jax
+
+        name, has = jax.devices()[0].device_kind, jax.default_backend() != "cpu"
+    else:
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
+        name, has = details.get("device_name", "a CPU"), details.get("compute_capability", (0, 0)) >= (8, 0)
+    if not has:
+        raise UserError(f"--precision=bfloat16: expected a device that computes with it, received {name}.")
+
+
+def split_cpu(count):
+    """Makes `count` devices of the CPU, to try a strategy on. To be called before anything is computed."""
+    if _is_jax():
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", count)
+    else:
+        import tensorflow as tf
+
+        parts = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
+
+
+# ---------------------------------------------------------------- several workers
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What TF_CONFIG says: the addresses of all workers, the chief's first, and which one this is."""
+
+    addresses: tuple
+    index: int
+
+
+def _task_from_environment():
+    text = os.environ.get("TF_CONFIG")
+    return None if not text else parse_task(text)
+
+
+def parse_task(text):
+    """Task of a TF_CONFIG, as TensorFlow's "Multi-worker training with Keras" describes it.
+
+    Raises:
+        UserError: no JSON, no workers, an address without a port, or a task that is not in the cluster.
+    """
+    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"TF_CONFIG: expected JSON such as {example}, received '{text}' ({error}).") from None
+    wrong = UserError(f"TF_CONFIG: expected JSON such as {example}, received '{text}'.")
+    try:
+        cluster, kind, index = config["cluster"], config["task"]["type"], config["task"]["index"]
+        groups = {name: list(cluster[name]) for name in ("chief", "worker") if name in cluster}
+        addresses = [address for name in groups for address in groups[name]]
+        ports = [int(address.rpartition(":")[2]) for address in addresses]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise wrong from None
+    if not addresses or len(groups.get("chief", ())) > 1 or not all(0 < port < 65536 for port in ports):
+        raise wrong
+    if kind not in groups or type(index) is not int or not 0 <= index < len(groups[kind]):
+        names = ", ".join(f"{name} {i}" for name in groups for i in range(len(groups[name])))
+        raise UserError(f"TF_CONFIG: expected a task among {names}, received {kind} {index}.")
+    before = len(groups.get("chief", ())) if kind == "worker" else 0
+    return Task(tuple(addresses), before + index)
+
+
+def _multi_worker(task, wait_seconds, notify):
+    if _is_jax():
+        raise UserError(
+            "--strategy=multi_worker: expected KERAS_BACKEND=tensorflow, received jax, which is for one machine here."
+        )
+    if task is None:
+        raise UserError(
+            "--strategy=multi_worker: expected the environment variable TF_CONFIG, which names the workers, "
+            "received none."
+        )
+    until = float(os.environ.setdefault(_DEADLINE, str(time.time() + wait_seconds)))
+    others = [address for i, address in enumerate(task.addresses) if i != task.index]
+    if others:
+        notify(f"worker {task.index}: waiting for {', '.join(others)} (at most {wait_seconds / 60:g} min)")
+    strategy = _connect(task, until)
+    del os.environ[_DEADLINE]
+    return TensorFlowDevices(strategy, len(task.addresses), task.index)
+
+
+def _connect(task, until):
+    """The strategy. While TensorFlow waits for the others, it neither ends nor hears a signal: hence the thread.
+
+    Where an attempt comes to nothing, the process begins anew until the time is over: a worker that was
+    started again may have met what was left of the session before.
+    """
+    import tensorflow as tf
+
+    result = {}
+
+    def attempt():
+        try:
+            result["strategy"] = tf.distribute.MultiWorkerMirroredStrategy()
+        except Exception as error:  # TensorFlow's errors have no common class but this
+            result["error"] = error
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    handler = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
+    thread.start()
+    end = min(until, time.time() + _ATTEMPT)
+    try:
+        while thread.is_alive() and time.time() < end:
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        os._exit(130)
+    signal.signal(signal.SIGTERM, handler)
+    if "strategy" in result:
+        return result["strategy"]
+    if time.time() < until:
+        time.sleep(1)
+        _begin_anew()
+    _give_up(task, result.get("error"))
+
+
+def _give_up(task, error):
+    """Ends the process: nothing is written yet, and TensorFlow's threads would not let it end."""
+    silent = [a for i, a in enumerate(task.addresses) if i != task.index and not _answers(a)]
+    if error is None or silent:
+        received = f"no answer from {', '.join(silent) or 'the others'}"
+    else:
+        received = f"'{' '.join(str(error).split())[:300]}'"
+    print(
+        f"error: TF_CONFIG: expected {len(task.addresses)} workers to find each other, received {received}.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _answers(address):
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def _begin_anew():
+    """The same command in this process, from its start."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def outlives_workers(devices, wait_seconds, notify=print):
+    """Where another worker is lost, this one begins anew: it waits for that worker to be started again, and both
+    go on from the last checkpoint."""
+    if devices.workers == 1:
+        yield
+        return
+    import tensorflow as tf
+
+    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+    try:
+        yield
+    except lost as error:
+        why = " ".join(str(error.message).split())
+        notify(f"another worker is lost; waiting for it (at most {wait_seconds / 60:g} min) [{why[:200]}]")
+        os.environ.pop(_DEADLINE, None)
+        _begin_anew()
