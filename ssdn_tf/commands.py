@@ -1,5 +1,6 @@
 """The commands: flags to options, and the mains of train.py, evaluate.py, denoise.py and export/savedmodel.py."""
 
+import contextlib
 import functools
 import json
 import math
@@ -12,7 +13,7 @@ import time
 import numpy as np
 from absl import flags
 
-from ssdn_tf import cli, experiments, images, runs, tiling, train_flags
+from ssdn_tf import cli, experiments, images, runs, supervisor, tasks, tiling, train_flags
 from ssdn_tf.errors import UserError
 
 TRAIN = """Trains a denoiser; no clean images are needed.
@@ -120,13 +121,18 @@ def _export_flags(v):
 def train_main(v):
     begin = time.monotonic()
     options = train_flags.options_from_flags(v)
+    task = tasks.task_of(v.strategy)
+    if task and not v.run_dir:
+        raise UserError("--run_dir: expected with several workers, so that a lost one finds the run, received none.")
+    if task and len(task.addresses) > 1 and not supervisor.join():
+        return supervisor.supervise(task, 60 * v.wait_minutes, functools.partial(print, flush=True))
     cli.load_keras()
     from ssdn_tf import distribution
 
     devices = _devices(v, options)
     # Worker 0 tells what all have in common.
     tell = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
-    with distribution.outlives_workers(devices, 60 * v.wait_minutes):
+    with distribution.loses_workers() if devices.workers > 1 else contextlib.nullcontext():
         return _train(v, options, devices, tell, begin)
 
 
@@ -136,9 +142,7 @@ def _devices(v, options):
 
     if v.cpu_devices > 1:
         distribution.split_cpu(v.cpu_devices)
-    devices = distribution.make(v.strategy, options.batch_size, 60 * v.wait_minutes)
-    if devices.workers > 1 and not v.run_dir:
-        raise UserError("--run_dir: expected with several workers, so that a lost one finds the run, received none.")
+    devices = distribution.make(v.strategy, options.batch_size)
     if devices.strategy and v.steps_per_execution > 1:
         raise UserError(
             f"--steps_per_execution: expected 1 with several replicas, as Keras cannot do more, "

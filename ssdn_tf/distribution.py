@@ -8,26 +8,19 @@ network up to the rounding of sums.
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-import signal
-import socket
 import sys
-import threading
-import time
 import zlib
 
 import keras
 import numpy as np
 
-from ssdn_tf import images
+from ssdn_tf import images, supervisor, tasks
 from ssdn_tf.errors import UserError
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
-_DEADLINE = "SSDN_WAIT_UNTIL"  # seconds since 1970, for a process that has begun anew to find its workers
-_ATTEMPT = 60.0  # seconds, after which a worker that finds the others in no state to answer begins anew
 
 
 class Devices:
@@ -210,22 +203,20 @@ def require_same(devices, description):
 # ---------------------------------------------------------------- choosing
 
 
-def make(strategy, batch_size, wait_seconds=600.0, notify=print):
+def make(strategy, batch_size):
     """The Devices of a training. To be called before TensorFlow computes anything.
 
     Args:
         strategy: one of STRATEGIES. auto: multi_worker where TF_CONFIG names several workers; else all GPUs,
             or as many as share a batch evenly.
         batch_size: crops a step, over all replicas.
-        wait_seconds: how long to wait for workers.
-        notify: function (text), told what is waited for.
 
     Raises:
         UserError: TF_CONFIG is wrong, devices or workers are missing, or they cannot share a batch.
     """
-    task = _task_from_environment() if strategy in ("auto", "multi_worker") else None
-    if strategy == "multi_worker" or (task and len(task.addresses) > 1):
-        devices = _multi_worker(task, wait_seconds, notify)
+    task = tasks.task_of(strategy)
+    if task:
+        devices = _multi_worker(task)
     elif strategy == "one_device":
         return Devices()
     else:
@@ -306,145 +297,23 @@ def split_cpu(count):
 # ---------------------------------------------------------------- several workers
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """What TF_CONFIG says: the addresses of all workers, the chief's first, and which one this is."""
+def _multi_worker(task):
+    import tensorflow as tf
 
-    addresses: tuple
-    index: int
-
-
-def _task_from_environment():
-    text = os.environ.get("TF_CONFIG")
-    return None if not text else parse_task(text)
-
-
-def parse_task(text):
-    """Task of a TF_CONFIG, as TensorFlow's "Multi-worker training with Keras" describes it.
-
-    Raises:
-        UserError: no JSON, no workers, an address without a port, or a task that is not in the cluster.
-    """
-    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
-    try:
-        config = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"TF_CONFIG: expected JSON such as {example}, received '{text}' ({error}).") from None
-    wrong = UserError(f"TF_CONFIG: expected JSON such as {example}, received '{text}'.")
-    try:
-        cluster, kind, index = config["cluster"], config["task"]["type"], config["task"]["index"]
-        groups = {name: list(cluster[name]) for name in ("chief", "worker") if name in cluster}
-        addresses = [address for name in groups for address in groups[name]]
-        ports = [int(address.rpartition(":")[2]) for address in addresses]
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise wrong from None
-    if not addresses or len(groups.get("chief", ())) > 1 or not all(0 < port < 65536 for port in ports):
-        raise wrong
-    if kind not in groups or type(index) is not int or not 0 <= index < len(groups[kind]):
-        names = ", ".join(f"{name} {i}" for name in groups for i in range(len(groups[name])))
-        raise UserError(f"TF_CONFIG: expected a task among {names}, received {kind} {index}.")
-    before = len(groups.get("chief", ())) if kind == "worker" else 0
-    return Task(tuple(addresses), before + index)
-
-
-def _multi_worker(task, wait_seconds, notify):
-    if _is_jax():
-        raise UserError(
-            "--strategy=multi_worker: expected KERAS_BACKEND=tensorflow, received jax, which is for one machine here."
-        )
-    if task is None:
-        raise UserError(
-            "--strategy=multi_worker: expected the environment variable TF_CONFIG, which names the workers, "
-            "received none."
-        )
-    until = float(os.environ.setdefault(_DEADLINE, str(time.time() + wait_seconds)))
-    others = [address for i, address in enumerate(task.addresses) if i != task.index]
-    if others:
-        notify(f"worker {task.index}: waiting for {', '.join(others)} (at most {wait_seconds / 60:g} min)")
-    strategy = _connect(task, until)
-    del os.environ[_DEADLINE]
+    with loses_workers():
+        strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    supervisor.report_connected()
     return TensorFlowDevices(strategy, len(task.addresses), task.index)
 
 
-def _connect(task, until):
-    """The strategy. While TensorFlow waits for the others, it neither ends nor hears a signal: hence the thread.
-
-    Where an attempt comes to nothing, the process begins anew until the time is over: a worker that was
-    started again may have met what was left of the session before.
-    """
-    import tensorflow as tf
-
-    result = {}
-
-    def attempt():
-        try:
-            result["strategy"] = tf.distribute.MultiWorkerMirroredStrategy()
-        except Exception as error:  # TensorFlow's errors have no common class but this
-            result["error"] = error
-
-    thread = threading.Thread(target=attempt, daemon=True)
-    handler = signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
-    thread.start()
-    end = min(until, time.time() + _ATTEMPT)
-    try:
-        while thread.is_alive() and time.time() < end:
-            thread.join(0.2)
-    except KeyboardInterrupt:
-        os._exit(130)
-    signal.signal(signal.SIGTERM, handler)
-    if "strategy" in result:
-        return result["strategy"]
-    if time.time() < until:
-        time.sleep(1)
-        _begin_anew()
-    _give_up(task, result.get("error"))
-
-
-def _give_up(task, error):
-    """Ends the process: nothing is written yet, and TensorFlow's threads would not let it end."""
-    silent = [a for i, a in enumerate(task.addresses) if i != task.index and not _answers(a)]
-    if error is None or silent:
-        received = f"no answer from {', '.join(silent) or 'the others'}"
-    else:
-        received = f"'{' '.join(str(error).split())[:300]}'"
-    print(
-        f"error: TF_CONFIG: expected {len(task.addresses)} workers to find each other, received {received}.",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
-
-
-def _answers(address):
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
-            return True
-    except OSError:
-        return False
-
-
-def _begin_anew():
-    """The same command in this process, from its start."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 @contextlib.contextmanager
-def outlives_workers(devices, wait_seconds, notify=print):
-    """Where another worker is lost, this one begins anew: it waits for that worker to be started again, and both
-    go on from the last checkpoint."""
-    if devices.workers == 1:
-        yield
-        return
+def loses_workers():
+    """Ends the process with the exit code that tells its supervisor that another worker is lost, where it is."""
     import tensorflow as tf
 
     lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
     try:
         yield
     except lost as error:
-        why = " ".join(str(error.message).split())
-        notify(f"another worker is lost; waiting for it (at most {wait_seconds / 60:g} min) [{why[:200]}]")
-        os.environ.pop(_DEADLINE, None)
-        _begin_anew()
+        print(" ".join(str(error.message).split())[:300], file=sys.stderr, flush=True)
+        os._exit(supervisor.LOST)  # TensorFlow's threads still wait for the others

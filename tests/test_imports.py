@@ -14,10 +14,10 @@ FOLDER = pathlib.Path(ssdn_tf.__file__).parent
 # From the bottom up: a module imports only from rows above its own in this list. A new module takes a
 # place here.
 ROWS = [
-    "errors linalg blindspot experiments schedules optimizers watch",
+    "errors linalg blindspot experiments schedules optimizers watch supervisor",
     "images prior networks baselines inert",
-    "metrics noise checkpoints datasets tiling protocol cli distribution feeds",
-    "remote",
+    "metrics noise checkpoints datasets tiling protocol cli tasks feeds",
+    "remote distribution",
     "parameters data runs report",
     "losses",
     "denoisers",

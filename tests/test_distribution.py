@@ -1,0 +1,295 @@
+"""Several devices and several workers train what one device trains; and what a user is told where they cannot.
+
+The processes of a test start together, so that their loading overlaps.
+"""
+
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssdn_tf import distribution, tasks
+from ssdn_tf.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 20
+# The networks are float32, the algebra is float64. What differs is the order of sums over a batch, as each
+# replica adds up its own half first.
+LOSSES, WEIGHTS = 1e-6, 1e-5  # relative, absolute
+# Trainings of 20 steps at a constant rate: as they are; and with a limit that every gradient exceeds and a sample
+# that is not finite, in the second half of the sixth batch, so in one replica only.
+PROGRAM = """
+import json, sys
+import keras, numpy as np
+from ssdn_tf import cli
+cli.load_keras()
+from ssdn_tf import data, denoisers, distribution, experiments, feeds
+from ssdn_tf.optimizers import SkippingAdam
+
+out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+if count > 1:
+    distribution.split_cpu(count)
+devices = distribution.make(strategy, 4)
+experiment = experiments.Experiment()
+
+class Spoiled:
+    def __init__(self, samples):
+        self.samples = samples
+    def batch(self, start, size):
+        batch = self.samples.batch(start, size)
+        for i in range(size):
+            if start + i == 4 * 5 + 3:
+                batch["noisy"][i] = np.nan
+        return batch
+
+def run(seed, clip, spoil):
+    rng = np.random.default_rng(seed)
+    pictures = [np.kron(rng.integers(0, 256, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(4)]
+    samples = data.Samples(pictures, experiment, denoisers.noise_model(experiment), crop=32, seed=seed)
+    if spoil:
+        samples = Spoiled(samples)
+    keras.utils.set_random_seed(0)
+    with devices.scope():
+        model = denoisers.build(experiment, width=4).training
+        optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=clip)
+        optimizer.build(model.trainable_variables)
+    first = {v.path: v.numpy() for v in model.variables}
+    jit = keras.backend.backend() == "jax"
+    model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
+    feed = feeds.batches(samples, 4, 0, 20, devices.strategy)
+    losses = model.fit(feed, epochs=20, steps_per_epoch=1, verbose=0, shuffle=False).history["loss"]
+    return first, losses, {v.path: v.numpy() for v in model.variables}, optimizer.skipped.numpy()
+
+arrays = {"replicas": devices.replicas}
+for name, seed, clip, spoil in seeds:
+    first, losses, last, skipped = run(seed, clip, spoil)
+    arrays |= {f"{name} first {k}": v for k, v in first.items()} | {f"{name} last {k}": v for k, v in last.items()}
+    arrays |= {f"{name} losses": np.array(losses), f"{name} skipped": skipped}
+np.savez(out, **arrays)
+"""
+PLAIN, SPOILED = ("plain", 0, None, False), ("spoiled", 0, 0.05, True)
+CONTROLS = [("clipped", 0, 0.05, False), ("spoiled only", 0, None, True), ("other", 1, None, False)]
+
+
+class Result:
+    def __init__(self, file):
+        with np.load(file) as arrays:
+            self.arrays = {name: arrays[name] for name in arrays.files}
+
+    def losses(self, case):
+        return self.arrays[f"{case} losses"]
+
+    def weights(self, case, when="last"):
+        prefix = f"{case} {when} "
+        return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def skipped(self, case):
+        return int(self.arrays[f"{case} skipped"])
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def tf_config(ports, index):
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+
+
+def start(file, strategy, devices=1, cases=(PLAIN, SPOILED), **environment):
+    command = [sys.executable, "-c", PROGRAM, str(file), strategy, str(devices), json.dumps(cases)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, **streams)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """{name: Result} of the same trainings in four places."""
+    folder, ports = tmp_path_factory.mktemp("results"), free_ports(2)
+    started = {
+        "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
+        "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
+        "worker 0": start(folder / "worker 0.npz", "auto", TF_CONFIG=tf_config(ports, 0)),
+        "worker 1": start(folder / "worker 1.npz", "auto", TF_CONFIG=tf_config(ports, 1)),
+    }
+    printed = {name: process.communicate(timeout=300)[0] for name, process in started.items()}
+    assert all(process.returncode == 0 for process in started.values()), printed
+    return {name: Result(folder / f"{name}.npz") for name in started}
+
+
+def largest(one, other):
+    assert one.keys() == other.keys()
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+def test_the_controls_can_see_a_difference(results):
+    one = results["one"]
+    for case in ("plain", "spoiled"):
+        assert largest(one.weights(case), one.weights(case, "first")) > 1e-3  # they have moved
+    # A limit that is not applied, a step that is not left out: each would be seen.
+    for case in ("clipped", "spoiled only"):
+        assert largest(one.weights(case), one.weights("spoiled")) > 20 * WEIGHTS
+    assert largest(one.weights("other"), one.weights("plain")) > 100 * WEIGHTS
+    assert np.abs(one.losses("other") / one.losses("plain") - 1).max() > 100 * LOSSES
+    assert one.skipped("spoiled") == 1 and one.skipped("plain") == 0
+    assert np.isnan(one.losses("spoiled")[5]) and np.isfinite(np.delete(one.losses("spoiled"), 5)).all()
+
+
+@pytest.mark.parametrize("place", ["mirrored", "worker 0", "worker 1"])
+@pytest.mark.parametrize("case", ["plain", "spoiled"])
+def test_two_replicas_are_one_device(results, place, case):
+    one, two = results["one"], results[place]
+    assert int(two.arrays["replicas"]) == 2 and int(one.arrays["replicas"]) == 1
+    assert largest(one.weights(case, "first"), two.weights(case, "first")) == 0
+    apart = np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1))
+    print(f"losses {apart:.2g}, weights {largest(one.weights(case), two.weights(case)):.2g}")
+    assert np.array_equal(np.isnan(two.losses(case)), np.isnan(one.losses(case)))
+    assert apart < LOSSES
+    assert largest(one.weights(case), two.weights(case)) < WEIGHTS
+    assert two.skipped(case) == one.skipped(case)
+
+
+def test_workers_hold_the_same_bits(results):
+    for case in ("plain", "spoiled"):
+        assert largest(results["worker 0"].weights(case), results["worker 1"].weights(case)) == 0
+
+
+# ---------------------------------------------------------------- what TF_CONFIG may say
+
+
+def config(cluster, kind="worker", index=0):
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        (config({"worker": ["a:1", "b:2"]}), 0),
+        (config({"worker": ["a:1", "b:2"]}, index=1), 1),
+        (config({"chief": ["a:1"], "worker": ["b:2"]}, "chief"), 0),
+        (config({"chief": ["a:1"], "worker": ["b:2"]}), 1),
+    ],
+)
+def test_the_chief_is_worker_0(text, index):
+    assert tasks.parse_task(text) == tasks.Task(("a:1", "b:2"), index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON", "[]", "null", "{}", '{"cluster": {}}', config({}), config({"worker": []}), config({"worker": "a:1"}),
+        config({"worker": ["a"]}), config({"worker": ["a:0"]}), config({"worker": ["a:70000"]}),
+        config({"worker": [1]}), config({"worker": ["a:1"]}, index=1), config({"worker": ["a:1"]}, index="0"),
+        config({"worker": ["a:1"]}, index=-1), config({"worker": ["a:1"]}, "ps"),
+        config({"chief": ["a:1", "b:2"], "worker": ["c:3"]}),
+    ],
+)  # fmt: skip
+def test_a_wrong_tf_config_is_a_sentence(text):
+    with pytest.raises(UserError, match=r"^TF_CONFIG: expected .*, received .*\.$"):
+        tasks.parse_task(text)
+
+
+# ---------------------------------------------------------------- choosing devices
+
+
+class Gpu:
+    def __init__(self, number):
+        self.name = f"GPU:{number}"
+
+
+def chosen(monkeypatch, found, strategy, batch_size):
+    """How many devices are taken."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setattr(distribution, "_local_devices", lambda: [Gpu(i) for i in range(found)])
+    taken = []
+    monkeypatch.setattr("tensorflow.distribute.MirroredStrategy", taken.extend)
+    monkeypatch.setattr(distribution, "TensorFlowDevices", lambda _: types_of(len(taken)))
+    return distribution.make(strategy, batch_size).replicas
+
+
+def types_of(count):
+    devices = distribution.Devices()
+    devices.replicas = count
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("found", "strategy", "batch_size", "taken"),
+    [(1, "auto", 4, 1), (2, "auto", 4, 2), (8, "auto", 4, 4), (3, "auto", 4, 2), (4, "auto", 1, 1),
+     (2, "mirrored", 4, 2), (4, "one_device", 4, 1), (4, "one_device", 3, 1)],
+)  # fmt: skip
+def test_auto_takes_as_many_devices_as_share_a_batch(monkeypatch, capsys, found, strategy, batch_size, taken):
+    assert chosen(monkeypatch, found, strategy, batch_size) == taken
+    warned = f"{taken} of {found} devices are used" in capsys.readouterr().err
+    assert warned == (strategy == "auto" and taken < found)
+
+
+def test_a_batch_that_cannot_be_shared_is_a_sentence(monkeypatch):
+    with pytest.raises(UserError, match="--batch_size: expected a multiple of the 3 devices .*, received 4"):
+        chosen(monkeypatch, 3, "mirrored", 4)
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def train(folder, *flags, timeout=120, **environment):
+    command = [sys.executable, ROOT / "train.py", "--preset=quick", f"--run_dir={folder / 'run'}", *flags]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"} | environment
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+
+
+REFUSALS = {
+    "mirrored on one device": (
+        ["--strategy=mirrored"],
+        {},
+        "--strategy=mirrored: expected two devices or more, received one",
+    ),
+    "no TF_CONFIG": (
+        ["--strategy=multi_worker"],
+        {},
+        "--strategy=multi_worker: expected .* TF_CONFIG, .* received none",
+    ),
+    "no JSON": ([], {"TF_CONFIG": "{"}, "TF_CONFIG: expected JSON such as .*, received '{'"),
+    "bfloat16": (["--precision=bfloat16"], {}, "--precision=bfloat16: expected a device that .*, received a CPU"),
+    "steps at once": (
+        ["--strategy=mirrored", "--cpu_devices=2", "--batch_size=4", "--steps_per_execution=2"],
+        {},
+        "--steps_per_execution: expected 1 with several replicas, .* received 2",
+    ),
+    "JAX": (
+        ["--strategy=multi_worker"],
+        {"KERAS_BACKEND": "jax", "TF_CONFIG": "PORTS"},
+        "--strategy=multi_worker: expected KERAS_BACKEND=tensorflow, received jax",
+    ),
+    "no folder": (["--run_dir="], {"TF_CONFIG": "PORTS"}, "--run_dir: expected with several workers, .*received none"),
+    "unreachable": (
+        ["--wait_minutes=0.2", "--batch_size=2"],
+        {"TF_CONFIG": "PORTS"},
+        r"TF_CONFIG: expected 2 workers to find each other, received no answer from localhost:\d+",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_is_a_sentence_and_writes_nothing(tmp_path, case):
+    flags, environment, expected = REFUSALS[case]
+    if environment.get("TF_CONFIG") == "PORTS":
+        environment = environment | {"TF_CONFIG": tf_config(free_ports(2), 0)}
+    done = train(tmp_path, *flags, **environment)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and len(errors) == 1, done
+    assert re.match(f"error: {expected}.*\\.$", errors[0]), errors
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
