@@ -7,12 +7,16 @@ that of one 3x3 convolution of 96 to 96 features (16 pictures of 64x64, forward 
 backward, compiled), measured right before the row: shared machines change their speed
 from minute to minute, so compare the shares and not the seconds. "reached" counts the
 multiply-adds that are carried out; "nominal" those of the plain network, including the
-ones that `UpsampleConv2D` saves.
+ones that `UpsampleConv2D` saves. "slower" is against the first row of the same kind. Keras's
+default on a CPU: the plain form, not compiled, oneDNN as TensorFlow sets it.
 """
 
 import os
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "DEFAULT":
+    del os.environ["TF_ENABLE_ONEDNN_OPTS"]
+else:
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import json
@@ -29,6 +33,12 @@ CASES = {
     "train 1 x 256x256": ("train", 1, 256, 256),
     "denoise 1 x 512x768": ("denoise", 1, 512, 768),
 }
+FORMS = [
+    ("", {}, {}),
+    (", plain upsampling", {"fused": False}, {}),
+    (", not compiled", {"jit": False}, {}),
+    (", Keras's default", {"fused": False, "jit": False}, {"TF_ENABLE_ONEDNN_OPTS": "DEFAULT"}),
+]
 
 
 def work(width=48, channels=3, outputs=9, fused=True):
@@ -123,18 +133,22 @@ def main():
     if len(sys.argv) == 3 and sys.argv[1] == "--case":
         print("RESULT " + json.dumps(measure(**json.loads(sys.argv[2]))))
         return
-    print("| case | seconds | first call | peak MB | GFLOP/s | convolution GFLOP/s | reached | nominal |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| case | seconds | slower | first call | peak MB | GFLOP/s | convolution GFLOP/s | reached | nominal |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, (mode, batch, height, width) in CASES.items():
-        for label, options in (("", {}), (", plain upsampling", {"fused": False}), (", not compiled", {"jit": False})):
+        first = None
+        for label, options, environment in FORMS:
             case = {"mode": mode, "batch": batch, "height": height, "width": width} | options
-            out = subprocess.run([sys.executable, __file__, "--case", json.dumps(case)], capture_output=True, text=True)
+            command = [sys.executable, __file__, "--case", json.dumps(case)]
+            out = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
             line = [text for text in out.stdout.splitlines() if text.startswith("RESULT ")]
             if not line:
                 sys.exit(f"{name}{label} failed:\n{out.stderr}")
             r = json.loads(line[0][7:])
+            first = first or r["seconds"]
             print(
-                f"| {name}{label} | {r['seconds']:.3f} | {r['first']:.1f} | {r['peak_mb']:.0f} | {r['reached']:.0f} | "
+                f"| {name}{label} | {r['seconds']:.3f} | {r['seconds'] / first:.2f} | {r['first']:.1f} | "
+                f"{r['peak_mb']:.0f} | {r['reached']:.0f} | "
                 f"{r['rate']:.0f} | {r['reached'] / r['rate']:.0%} | {r['nominal'] / r['rate']:.0%} |",
                 flush=True,
             )

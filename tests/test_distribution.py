@@ -7,9 +7,11 @@ import json
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -116,11 +118,13 @@ def start(file, strategy, devices=1, cases=(PLAIN, SPOILED), **environment):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """{name: Result} of the same trainings in four places."""
+    """{name: Result} of the same trainings in six places."""
     folder, ports = tmp_path_factory.mktemp("results"), free_ports(2)
     started = {
         "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
         "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
+        "jax": start(folder / "jax.npz", "auto", KERAS_BACKEND="jax"),
+        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, KERAS_BACKEND="jax"),
         "worker 0": start(folder / "worker 0.npz", "auto", TF_CONFIG=tf_config(ports, 0)),
         "worker 1": start(folder / "worker 1.npz", "auto", TF_CONFIG=tf_config(ports, 1)),
     }
@@ -147,11 +151,11 @@ def test_the_controls_can_see_a_difference(results):
     assert np.isnan(one.losses("spoiled")[5]) and np.isfinite(np.delete(one.losses("spoiled"), 5)).all()
 
 
-@pytest.mark.parametrize("place", ["mirrored", "worker 0", "worker 1"])
+@pytest.mark.parametrize("place", ["mirrored", "jax", "jax, two devices", "worker 0", "worker 1"])
 @pytest.mark.parametrize("case", ["plain", "spoiled"])
-def test_two_replicas_are_one_device(results, place, case):
+def test_every_place_trains_what_one_device_trains(results, place, case):
     one, two = results["one"], results[place]
-    assert int(two.arrays["replicas"]) == 2 and int(one.arrays["replicas"]) == 1
+    assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
     assert largest(one.weights(case, "first"), two.weights(case, "first")) == 0
     apart = np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1))
     print(f"losses {apart:.2g}, weights {largest(one.weights(case), two.weights(case)):.2g}")
@@ -293,3 +297,98 @@ def test_what_cannot_be_is_a_sentence_and_writes_nothing(tmp_path, case):
     assert re.match(f"error: {expected}.*\\.$", errors[0]), errors
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- workers that are lost
+
+
+FLAGS = [
+    "--noise=gaussian", "--sigma=25", "--train_data=sample", "--batch_size=4", "--crop=32", "--width=4",
+    "--learning_rate=1e-3", "--report_images=40", "--jit=off", "--train_images=600", "--checkpoint_minutes=0.02",
+]  # fmt: skip
+
+
+class Workers:
+    """Two workers that train one run on this machine."""
+
+    def __init__(self, folder):
+        self.folder, self.ports = folder, free_ports(2)
+        self.processes = [self.start(0), self.start(1)]
+
+    def start(self, index):
+        command = [sys.executable, ROOT / "train.py", *FLAGS, f"--run_dir={self.folder / 'run'}"]
+        log = (self.folder / f"worker{index}.log").open("a")
+        environment = os.environ | {"TF_CONFIG": tf_config(self.ports, index)}
+        with log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def kill_and_restart(self, index):
+        self.processes[index].kill()
+        self.processes[index].wait()
+        self.processes[index] = self.start(index)
+
+    def wait(self):
+        return [process.wait(timeout=300) for process in self.processes]
+
+    def log(self, index):
+        return (self.folder / f"worker{index}.log").read_text()
+
+
+def checkpoint(folder):
+    with np.load(folder / "run" / "checkpoint.npz") as file:
+        return {name: file[name] for name in file.files if name != "position"}
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_worker_that_was_killed_and_started_again_changes_nothing(tmp_path, lost):
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    assert Workers(folders[0]).wait() == [0, 0]
+    workers = Workers(folders[1])
+    wait_for(folders[1] / "run" / "checkpoint.npz")
+    time.sleep(1)
+    workers.kill_and_restart(lost)
+    assert workers.wait() == [0, 0]
+    assert "another worker is lost; waiting for" in workers.log(1 - lost)
+    assert "goes on after" in workers.log(0)
+    whole, killed = map(checkpoint, folders)
+    assert whole.keys() == killed.keys() and all(np.array_equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_workers_with_other_flags_are_refused(tmp_path):
+    ports, processes = free_ports(2), []
+    for index in range(2):
+        command = [sys.executable, ROOT / "train.py", *FLAGS, f"--seed={index}", f"--run_dir={tmp_path / 'run'}"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | {"TF_CONFIG": tf_config(ports, index)}
+        processes.append(subprocess.Popen(command, env=environment, **streams))
+    for process in processes:
+        errors = process.communicate(timeout=200)[1]
+        assert process.returncode == 1 and "error: expected the same flags and pictures on all workers" in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_signal_ends_all_workers_after_a_checkpoint(tmp_path, connected):
+    workers = Workers(tmp_path)
+    if connected:
+        wait_for(tmp_path / "run" / "checkpoint.npz")
+        workers.processes[1].send_signal(signal.SIGTERM)
+        assert workers.wait() == [130, 130]
+        assert "saved after" in workers.log(0) and "To go on: python train.py" in workers.log(0)
+    else:
+        workers.processes[1].kill()
+        time.sleep(8)  # worker 0 waits in TensorFlow, which hears nothing
+        workers.processes[0].send_signal(signal.SIGINT)
+        assert workers.processes[0].wait(timeout=10) == 130
