@@ -36,14 +36,14 @@ class SkippingAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         finite = ops.isfinite(ops.reshape(gradient, (-1,))[0])
-        # The arithmetic form of "if": it compiles, and it works where variables are
-        # values handed from step to step (JAX).
         index = self._get_variable_index(variable)
-        state = [variable, self._momentums[index], self._velocities[index]]
-        before = [ops.copy(ops.convert_to_tensor(v)) for v in state]  # a conversion alone may be the variable
-        super().update_step(ops.where(finite, gradient, ops.zeros_like(gradient)), variable, learning_rate)
-        for v, value in zip(state, before):
-            self.assign(v, ops.where(finite, ops.convert_to_tensor(v), value))
+        m, v = self._momentums[index], self._velocities[index]
+        # The arithmetic form of "if": it compiles, and it works where variables are values handed from step
+        # to step (JAX). m moves towards itself, the weight by 0 m, and v is put back.
+        gradient = ops.where(finite, gradient, ops.convert_to_tensor(m))
+        before = ops.copy(ops.convert_to_tensor(v))  # a conversion alone may be the variable
+        super().update_step(gradient, variable, ops.where(finite, learning_rate, 0.0))
+        self.assign(v, ops.where(finite, ops.convert_to_tensor(v), before))
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
         """Keras adds up here, which has been done."""

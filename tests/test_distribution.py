@@ -392,3 +392,17 @@ def test_a_signal_ends_all_workers_after_a_checkpoint(tmp_path, connected):
         time.sleep(8)  # worker 0 waits in TensorFlow, which hears nothing
         workers.processes[0].send_signal(signal.SIGINT)
         assert workers.processes[0].wait(timeout=10) == 130
+
+
+# ---------------------------------------------------------------- what the documentation says
+
+
+def test_the_kubernetes_job_gives_each_worker_its_tf_config():
+    text = (ROOT / "docs" / "kubernetes.yaml").read_text()
+    script = re.search(r"args:\n\s+- \|\n(.*?)\n\s+resources:", text, re.DOTALL)[1]
+    script = script.replace("exec python train.py", "printenv TF_CONFIG; echo")
+    for index in range(2):
+        environment = os.environ | {"WORKERS": "2", "JOB_COMPLETION_INDEX": str(index)}
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
+        task = tasks.parse_task(done.stdout.rpartition("}")[0] + "}")
+        assert task == tasks.Task(("ssdn-0.ssdn:2222", "ssdn-1.ssdn:2222"), index)

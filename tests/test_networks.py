@@ -367,3 +367,32 @@ def test_only_the_last_layer_of_the_estimator_starts_at_zero():
 @pytest.mark.parametrize("options", [{}, {"fused": False}, {"blindspot": False, "zero_start": True}], ids=str)
 def test_the_network_keeps_the_boring_truths(options):
     support.check_layer(UNet(2, width=2, **options), picture(32, 64)[None], weights=40)
+
+
+# ---------------------------------------------------------------- precision
+
+
+def test_bfloat16_is_for_all_but_weights_and_the_last_layer():
+    keras.utils.set_random_seed(0)
+    network = UNet(9, width=4, dtype="mixed_bfloat16")
+    x = np.random.default_rng(0).random((1, 32, 32, 3), dtype=np.float32)
+    answer = network(x)
+    assert {v.dtype for v in network.trainable_variables} == {"float32"} and answer.dtype == "float32"
+    inner = [*network.encoder, *network.pools, *network.decoder_a, *network.decoder_b, network.nin_a, network.nin_b]
+    assert {layer.compute_dtype for layer in inner} == {"bfloat16"} and network.nin_c.compute_dtype == "float32"
+    # The same function: as far away as 8 bits of mantissa explain, and no nearer.
+    keras.utils.set_random_seed(0)
+    exact = support.array(UNet(9, width=4)(x))
+    apart = np.abs(support.array(answer) - exact).max() / np.abs(exact).max()
+    assert 1e-4 < apart < 3e-2
+
+
+def test_bfloat16_is_blind():
+    keras.utils.set_random_seed(0)
+    network = UNet(9, width=4, dtype="mixed_bfloat16")
+    x = np.random.default_rng(0).random((1, 32, 32, 3), dtype=np.float32)
+    y = x.copy()
+    y[0, 13, 17] = 1e6
+    before, after = support.array(network(x)), support.array(network(y))
+    np.testing.assert_array_equal(before[0, 13, 17], after[0, 13, 17])
+    assert np.any(before[0, 13, 18] != after[0, 13, 18])

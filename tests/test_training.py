@@ -417,3 +417,13 @@ def test_a_global_sigma_is_recovered_from_a_start_wrong_by_two(tmp_path, start, 
     run = training.Run(opts, tmp_path / "run")
     run.fit()
     assert run.learned_level() == pytest.approx(25.0, rel=0.05)
+
+
+@pytest.mark.parametrize("at_once", [3, 100])
+def test_steps_at_once_train_the_same(pictures, tmp_path, uninterrupted, at_once):
+    _, expected, whole = uninterrupted
+    run = training.Run(options(pictures), tmp_path / "b", report_images=4, steps_per_execution=at_once)
+    assert run.fit() and run.step == STEPS
+    result = weights(run)
+    assert all(np.array_equal(result[name], expected[name]) for name in expected)
+    assert [row["images"] for row in history(run)] == [row["images"] for row in history(whole)]
