@@ -42,7 +42,9 @@ class SkippingAdam(keras.optimizers.Adam):
         # to step (JAX). m moves towards itself, the weight by 0 m, and v is put back.
         gradient = ops.where(finite, gradient, ops.convert_to_tensor(m))
         before = ops.copy(ops.convert_to_tensor(v))  # a conversion alone may be the variable
-        super().update_step(gradient, variable, ops.where(finite, learning_rate, 0.0))
+        # A constant rate arrives as a variable, which JAX does not take for a value here.
+        rate = ops.where(finite, ops.convert_to_tensor(learning_rate), 0.0)
+        super().update_step(gradient, variable, rate)
         self.assign(v, ops.where(finite, ops.convert_to_tensor(v), before))
 
     def _all_reduce_sum_gradients(self, grads_and_vars):

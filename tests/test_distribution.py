@@ -129,7 +129,8 @@ def results(tmp_path_factory):
         "worker 1": start(folder / "worker 1.npz", "auto", TF_CONFIG=tf_config(ports, 1)),
     }
     printed = {name: process.communicate(timeout=300)[0] for name, process in started.items()}
-    assert all(process.returncode == 0 for process in started.values()), printed
+    failed = [f"{name}: {printed[name][-2000:]}" for name, process in started.items() if process.returncode != 0]
+    assert not failed, "\n".join(failed)
     return {name: Result(folder / f"{name}.npz") for name in started}
 
 
