@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from ssdn_tf import distribution, tasks
+from ssdn_tf import cli, commands, distribution, tasks, train_flags
 from ssdn_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +27,7 @@ LOSSES, WEIGHTS = 1e-6, 1e-5  # relative, absolute
 # Trainings of 20 steps at a constant rate: as they are; and with a limit that every gradient exceeds and a sample
 # that is not finite, in the second half of the sixth batch, so in one replica only.
 PROGRAM = """
-import json, sys
+import functools, json, sys
 import keras, numpy as np
 from ssdn_tf import cli
 cli.load_keras()
@@ -50,23 +50,32 @@ class Spoiled:
                 batch["noisy"][i] = np.nan
         return batch
 
+@functools.cache
+def built(clip):
+    # (model, the values its variables start with), compiled once for all trainings with this limit
+    keras.utils.set_random_seed(0)
+    with devices.scope():
+        model = denoisers.build(experiment, width=4).training
+        optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=clip)
+        optimizer.build(model.trainable_variables)
+    jit = keras.backend.backend() == "jax"
+    model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
+    return model, [v.numpy() for v in model.variables + optimizer.variables]
+
 def run(seed, clip, spoil):
     rng = np.random.default_rng(seed)
     pictures = [np.kron(rng.integers(0, 256, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(4)]
     samples = data.Samples(pictures, experiment, denoisers.noise_model(experiment), crop=32, seed=seed)
     if spoil:
         samples = Spoiled(samples)
-    keras.utils.set_random_seed(0)
+    model, values = built(clip)
     with devices.scope():
-        model = denoisers.build(experiment, width=4).training
-        optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=clip)
-        optimizer.build(model.trainable_variables)
+        for variable, value in zip(model.variables + model.optimizer.variables, values):
+            variable.assign(value)
     first = {v.path: v.numpy() for v in model.variables}
-    jit = keras.backend.backend() == "jax"
-    model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
     feed = feeds.batches(samples, 4, 0, 20, devices.strategy)
     losses = model.fit(feed, epochs=20, steps_per_epoch=1, verbose=0, shuffle=False).history["loss"]
-    return first, losses, {v.path: v.numpy() for v in model.variables}, optimizer.skipped.numpy()
+    return first, losses, {v.path: v.numpy() for v in model.variables}, model.optimizer.skipped.numpy()
 
 arrays = {"replicas": devices.replicas}
 for name, seed, clip, spoil in seeds:
@@ -123,8 +132,8 @@ def results(tmp_path_factory):
     started = {
         "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
         "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
-        "jax": start(folder / "jax.npz", "auto", KERAS_BACKEND="jax"),
-        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, KERAS_BACKEND="jax"),
+        "jax": start(folder / "jax.npz", "auto", cases=[PLAIN], KERAS_BACKEND="jax"),
+        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, cases=[PLAIN], KERAS_BACKEND="jax"),
         "worker 0": start(folder / "worker 0.npz", "auto", TF_CONFIG=tf_config(ports, 0)),
         "worker 1": start(folder / "worker 1.npz", "auto", TF_CONFIG=tf_config(ports, 1)),
     }
@@ -152,8 +161,11 @@ def test_the_controls_can_see_a_difference(results):
     assert np.isnan(one.losses("spoiled")[5]) and np.isfinite(np.delete(one.losses("spoiled"), 5)).all()
 
 
-@pytest.mark.parametrize("place", ["mirrored", "jax", "jax, two devices", "worker 0", "worker 1"])
-@pytest.mark.parametrize("case", ["plain", "spoiled"])
+# JAX computes limit and skips from whole gradients, as on one device; the replicas of tf.distribute have to add up.
+PLACES = [(place, case) for case in ("plain", "spoiled") for place in ("mirrored", "worker 0", "worker 1")]
+
+
+@pytest.mark.parametrize(("place", "case"), [*PLACES, ("jax", "plain"), ("jax, two devices", "plain")])
 def test_every_place_trains_what_one_device_trains(results, place, case):
     one, two = results["one"], results[place]
     assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
@@ -249,10 +261,27 @@ def test_a_batch_that_cannot_be_shared_is_a_sentence(monkeypatch):
 # ---------------------------------------------------------------- on the command line
 
 
-def train(folder, *flags, timeout=120, **environment):
-    command = [sys.executable, ROOT / "train.py", "--preset=quick", f"--run_dir={folder / 'run'}", *flags]
+def train(folder, *flags, **environment):
+    """(exit code, standard error) of the command, by itself."""
+    command = [sys.executable, ROOT / "train.py", *flags]
     environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"} | environment
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=folder)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def train_here(monkeypatch, capsys):
+    """The same in this process, which has loaded TensorFlow."""
+
+    def run(folder, *flags, **environment):
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        code = cli.execute(commands.train_main, train_flags.define, "TEXT", ["train.py", *flags], True)
+        return code, capsys.readouterr().err
+
+    return run
 
 
 REFUSALS = {
@@ -287,16 +316,21 @@ REFUSALS = {
 }
 
 
+# Those that need a backend, devices or a child of their own.
+APART = ("steps at once", "JAX", "unreachable")
+
+
 @pytest.mark.parametrize("case", REFUSALS)
-def test_what_cannot_be_is_a_sentence_and_writes_nothing(tmp_path, case):
+def test_what_cannot_be_is_a_sentence_and_writes_nothing(tmp_path, train_here, case):
     flags, environment, expected = REFUSALS[case]
     if environment.get("TF_CONFIG") == "PORTS":
         environment = environment | {"TF_CONFIG": tf_config(free_ports(2), 0)}
-    done = train(tmp_path, *flags, **environment)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert done.returncode == 1 and len(errors) == 1, done
+    run = train if case in APART else train_here
+    code, printed = run(tmp_path, "--preset=quick", f"--run_dir={tmp_path / 'run'}", *flags, **environment)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1, printed
     assert re.match(f"error: {expected}.*\\.$", errors[0]), errors
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in printed
     assert not list(tmp_path.iterdir())
 
 

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory):
 
 
 def train(folder, pictures, *flags):
-    size = ["--train_images=4", "--batch_size=2", "--crop=32", "--width=2", "--learning_rate=0.01"]
+    size = ["--train_images=4", "--batch_size=2", "--crop=32", "--width=2", "--learning_rate=0.01", "--jit=off"]
     assert call(commands.train_main, f"--train_data={pictures}", f"--run_dir={folder}", *size, *flags) == 0
     return folder
 

@@ -64,7 +64,7 @@ def test_a_short_training_under_jax_without_tensorflow_equals_the_one_under_tens
     for i in range(3):
         blocks = np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((8, 8, 1)))
         Image.fromarray(blocks.astype(np.uint8)).save(pictures / f"{i}.png")
-    ours = train(tmp_path / "tf", "tensorflow", pictures)
+    ours = train(tmp_path / "tf", "tensorflow", pictures, "--jit=off")
     other = train(tmp_path / "jax", "jax", pictures)
     assert [row["images"] for row in other] == [4, 8, 12]
     # Two batches a report: in another order (which is what Keras's own threads give) the second row

@@ -103,7 +103,10 @@ class Trainers:
 @pytest.fixture(scope="module")
 def server():
     command = [sys.executable, "-c", SERVER]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    # With the threads that users have, also where conftest takes one: sums of several threads could differ.
+    environment = {k: v for k, v in os.environ.items() if k != "TF_NUM_INTRAOP_THREADS"}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=environment, **streams) as process:
         yield process
         process.stdin.close()
 

@@ -84,9 +84,9 @@ def test_a_part_of_another_size_is_refused():
 # ---------------------------------------------------------------- with the network
 
 
-def network(blindspot):
+def network(blindspot, width=2):
     """A small network with biases, which make what lies beyond a border differ from zeros."""
-    net = networks.UNet(3, blindspot=blindspot, width=4)
+    net = networks.UNet(3, blindspot=blindspot, width=width)
     net.build((None, None, None, 3))
     rng = np.random.default_rng(0)
     for weight in net.weights:
@@ -131,7 +131,7 @@ def test_a_small_halo_is_seen():
 
 def test_tiles_off_the_grid_are_seen():
     """Negative control: the same halo, but the second tile starts at 16."""
-    net = network(blindspot=True)
+    net = network(blindspot=True, width=4)
     picture = np.random.default_rng(1).random((736, 32, 3), np.float32)
     whole = answer(net, picture)
     moved = answer(net, picture[16 : 16 + 704])
