@@ -135,9 +135,10 @@ def full_network(blind=True):
     return net
 
 
-def gradient_at(net, image, i, j):
-    """Gradient of a random combination of all output channels at a pixel, [H, W, C]."""
-    noisy = tf.constant(image[None])
+@functools.cache
+def gradient_at(i, j, blind=True):
+    """Gradient of a random combination of all output channels at a pixel of a picture, [64, 64, C]."""
+    net, noisy = full_network(blind), tf.constant(picture(64, 64)[None])
     with tf.GradientTape() as tape:
         tape.watch(noisy)
         total = tf.reduce_sum(net(noisy)[0, i, j] * np.random.standard_normal(net.outputs))
@@ -149,7 +150,7 @@ PIXELS = [(0, 0), (0, 63), (63, 0), (63, 63), (0, 30), (17, 0), (31, 32), (32, 3
 
 @pytest.mark.parametrize("pixel", PIXELS, ids=str)
 def test_the_gradient_at_the_own_pixel_is_exactly_zero_at_full_width(pixel):
-    gradient = gradient_at(full_network(), picture(64, 64), *pixel)
+    gradient = gradient_at(*pixel)
     assert (gradient[pixel] == 0.0).all()
 
 
@@ -157,19 +158,19 @@ def test_the_gradient_at_the_own_pixel_is_exactly_zero_at_full_width(pixel):
 def test_the_blind_spot_is_one_pixel(pixel):
     """The gradient at each of the (up to) eight neighbours is not zero, in any channel."""
     i, j = pixel
-    gradient = gradient_at(full_network(), picture(64, 64), i, j)
+    gradient = gradient_at(i, j)
     around = gradient[max(i - 1, 0) : i + 2, max(j - 1, 0) : j + 2]
     assert np.count_nonzero(around) == around.size - 3
 
 
 def test_the_plain_network_does_use_its_own_pixel():
-    gradient = gradient_at(full_network(blind=False), picture(64, 64), 31, 32)
+    gradient = gradient_at(31, 32, blind=False)
     assert (gradient[31, 32] != 0).all()
 
 
 def test_all_of_the_context_is_seen():
     """A 64 x 64 image lies within the receptive field of each of its pixels, except the pixel itself."""
-    gradient = gradient_at(full_network(), picture(64, 64), 31, 32)
+    gradient = gradient_at(31, 32)
     assert np.argwhere(~np.any(gradient != 0, axis=-1)).tolist() == [[31, 32]]
 
 
