@@ -31,6 +31,7 @@ sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib
 
 import numpy as np  # noqa: E402
 
+_LONGEST = 600  # seconds of one measurement
 PRECISIONS = ("float32", "bfloat16")
 FULL = {"crop": 256, "batches": (4, 16, 64), "sizes": (4096, 8192, 16384), "seconds": 5.0, "width": 48}
 TOY = {"crop": 64, "batches": (1, 2), "sizes": (256, 512), "seconds": 0.5, "width": 8}
@@ -213,7 +214,10 @@ def run(name, precision, batch, toy):
     """The result of `case`, with device and backend; {"error": ...} where it fails (out of memory, for one)."""
     arguments = json.dumps([name, precision, batch, toy])
     command = [sys.executable, __file__, "--case", arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST)
+    except subprocess.TimeoutExpired:
+        return {"case": name, "precision": precision, "batch": batch, "error": [f"took more than {_LONGEST} s"]}
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     result = json.loads(lines[0][7:]) if lines else {"error": done.stderr.strip().splitlines()[-1:]}
     return {"case": name, "precision": precision, "batch": batch} | result
@@ -239,38 +243,48 @@ def main():
 
 
 def table(toy, output):
-    from step import work
-
+    """All measurements, as text; `output`, a path or None, gets them as JSON."""
     settings = TOY if toy else FULL
     rates = {p: run("matrix", p, 0, toy) for p in PRECISIONS}
     trained = [run("train", p, batch, toy) for p in PRECISIONS for batch in settings["batches"]]
-    others = [run("algebra", "-", settings["batches"][-1], toy), run("input", "-", 4, toy)]
-    pixel_work = 3 * work(width=settings["width"], fused=False)
-    crop_work = settings["crop"] ** 2 * pixel_work
-    lines = [f"{rates['float32'].get('device')}, {rates['float32'].get('backend')}, {os.cpu_count()} cores", ""]
-    lines += [f"matrix {p}: {2e-12 * r['multiply_adds_per_second']:.4g} TFLOP/s" for p, r in rates.items()]
-    side = settings["crop"]
-    lines += ["", f"| precision | batch of {side}x{side} | crops/s | share | peak GiB | hours for 2,000,000 |"]
-    lines += ["|---|---|---|---|---|---|"]
+    algebra, fed = run("algebra", "-", settings["batches"][-1], toy), run("input", "-", 4, toy)
     for row in trained:
-        if "error" in row:
-            lines.append(f"| {row['precision']} | {row['batch']} | failed: {' '.join(row['error'])[:80]} | | | |")
-            continue
-        row["share"] = row["crops_per_second"] * crop_work / rates[row["precision"]]["multiply_adds_per_second"]
-        memory = f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "-"
-        hours = 2e6 / row["crops_per_second"] / 3600
-        lines.append(
-            f"| {row['precision']} | {row['batch']} | {row['crops_per_second']:.4g} | {row['share']:.0%} | {memory} | "
-            f"{hours:.3g} |"
-        )
-    algebra, fed = others
-    pixels = algebra.get("pixels_per_second", math.nan)
-    lines += ["", f"algebra ({algebra.get('dtype')}): {pixels / side**2:.4g} crops/s"]
-    lines += [f"input: {', '.join(f'{k} {v:.4g}' for k, v in fed.get('crops_per_second', {}).items())} crops/s"]
+        row["share"] = share(row, rates[row["precision"]], settings)
     if output:
         result = {"settings": settings, "matrix": rates, "train": trained, "algebra": algebra, "input": fed}
         pathlib.Path(output).write_text(json.dumps(result, indent=1) + "\n")
+    lines = [f"{rates['float32'].get('device')}, {rates['float32'].get('backend')}, {os.cpu_count()} cores", ""]
+    lines += [f"matrix {p}: {2e-12 * number(r, 'multiply_adds_per_second'):.4g} TFLOP/s" for p, r in rates.items()]
+    side = settings["crop"]
+    lines += ["", f"| precision | batch of {side}x{side} | crops/s | share | peak GiB | hours for 2,000,000 |"]
+    lines += ["|---|---|---|---|---|---|", *map(row_text, trained)]
+    crops = number(algebra, "pixels_per_second") / side**2
+    lines += ["", f"algebra ({algebra.get('dtype')}): {crops:.4g} crops/s"]
+    lines += [f"input: {', '.join(f'{k} {v:.4g}' for k, v in fed.get('crops_per_second', {}).items())} crops/s"]
+    problems = [r for r in (*rates.values(), algebra, fed) if "error" in r]
+    lines += [f"{r['case']} {r['precision']} failed: {' '.join(r['error'])[:200]}" for r in problems]
     return "\n".join(lines)
+
+
+def number(result, key):
+    """What was measured, or NaN where the measurement failed."""
+    return result.get(key, math.nan)
+
+
+def share(row, rate, settings):
+    from step import work
+
+    crop_work = settings["crop"] ** 2 * 3 * work(width=settings["width"], fused=False)
+    return number(row, "crops_per_second") * crop_work / number(rate, "multiply_adds_per_second")
+
+
+def row_text(row):
+    if "error" in row:
+        return f"| {row['precision']} | {row['batch']} | failed: {' '.join(row['error'])[:80]} | | | |"
+    memory = f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "-"
+    rate = row["crops_per_second"]
+    hours = 2e6 / rate / 3600
+    return f"| {row['precision']} | {row['batch']} | {rate:.4g} | {row['share']:.0%} | {memory} | {hours:.3g} |"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,9 @@ backward, compiled), measured right before the row: shared machines change their
 from minute to minute, so compare the shares and not the seconds. "reached" counts the
 multiply-adds that are carried out; "nominal" those of the plain network, including the
 ones that `UpsampleConv2D` saves. "slower" is against the first row of the same kind. Keras's
-default on a CPU: the plain form, not compiled, oneDNN as TensorFlow sets it.
+default on a CPU: the plain form, not compiled, oneDNN as TensorFlow sets it: by itself it
+takes oneDNN on CPUs with instructions for networks (AVX512-VNNI), and does not on others, which
+the last row stands for.
 """
 
 import os
@@ -38,6 +40,7 @@ FORMS = [
     (", plain upsampling", {"fused": False}, {}),
     (", not compiled", {"jit": False}, {}),
     (", Keras's default", {"fused": False, "jit": False}, {"TF_ENABLE_ONEDNN_OPTS": "DEFAULT"}),
+    (", Keras's default, no oneDNN", {"fused": False, "jit": False}, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
 ]
 
 

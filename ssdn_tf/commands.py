@@ -126,6 +126,7 @@ def train_main(v):
         raise UserError("--run_dir: expected with several workers, so that a lost one finds the run, received none.")
     if task and len(task.addresses) > 1 and not supervisor.join():
         return supervisor.supervise(task, 60 * v.wait_minutes, functools.partial(print, flush=True))
+    begin = supervisor.began() or begin  # --max_minutes counts from the first start
     cli.load_keras()
     from ssdn_tf import distribution
 

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 import zlib
 
@@ -114,7 +115,9 @@ class TensorFlowDevices(Devices):
             return
         import tensorflow as tf
 
+        # Counters as int64: on GPUs, TensorFlow keeps int32 in the memory of the host.
         values = [tf.constant(v.numpy()) for v in variables]
+        values = [tf.cast(value, tf.int64) if value.dtype == tf.int32 else value for value in values]
         if not self.is_chief:
             values = [tf.zeros_like(value) for value in values]
         with self.scope():
@@ -300,8 +303,11 @@ def split_cpu(count):
 def _multi_worker(task):
     import tensorflow as tf
 
+    supervisor.report_loaded()
     with loses_workers():
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    # TensorFlow has taken the signal for itself, and does nothing on it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     supervisor.report_connected()
     return TensorFlowDevices(strategy, len(task.addresses), task.index)
 
@@ -311,9 +317,23 @@ def loses_workers():
     """Ends the process with the exit code that tells its supervisor that another worker is lost, where it is."""
     import tensorflow as tf
 
-    lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
     try:
         yield
-    except lost as error:
+    except tf.errors.OpError as error:
+        if not _is_a_loss(error):
+            raise
         print(" ".join(str(error.message).split())[:300], file=sys.stderr, flush=True)
         os._exit(supervisor.LOST)  # TensorFlow's threads still wait for the others
+
+
+def _is_a_loss(error):
+    """True for what the others see when a worker ends, or is back before they have noticed."""
+    from tensorflow import errors
+
+    lost = (errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError, errors.CancelledError)
+    text = str(error.message)
+    if isinstance(error, errors.FailedPreconditionError):
+        return "incarnation" in text
+    if isinstance(error, errors.InternalError):
+        return "NCCL" in text or "ollective" in text
+    return isinstance(error, lost)

@@ -129,9 +129,14 @@ def claim(run_dir, options):
         UserError: it belongs to others, holds something that is no run, or is being trained.
     """
     run_dir = pathlib.Path(run_dir)
-    if run_dir.is_file():
-        raise UserError(f"--run_dir: expected a folder, received the file '{run_dir}'.")
-    there = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
+    try:
+        if run_dir.is_file():
+            raise UserError(f"--run_dir: expected a folder, received the file '{run_dir}'.")
+        there = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
+    except OSError as error:
+        raise UserError(
+            f"--run_dir: expected a folder to look into, received '{run_dir}' ({error.strerror or error})."
+        ) from error
     others = [name for name in there if name != _LOCK and not _TEMPORARY.fullmatch(name)]
     if others and "options.json" not in others:
         raise UserError(

@@ -216,8 +216,6 @@ def options_from_flags(v):
         if not 0 < value < math.inf:
             raise UserError(f"--{name}: expected a number above 0, received {value}.")
     _check_start(settings["start"], experiment)
-    if v.warm_start:
-        runs.read_options(v.warm_start)
     return runs.Options(
         experiment=experiment,
         train_data=v.train_data,

@@ -222,7 +222,7 @@ class Run:
         self.options = options = settle(options, store)
         distribution.require_same(self.devices, [options.to_dict(), store.description()])
         self.samples = make_samples(options, store)
-        self.validation = Validation(held_out, options)
+        self.validation = together(lambda: Validation(held_out, options) if self.devices.is_chief else None)
         report = report_images or max(options.train_images // 40, _LEAST_REPORT)
         self.report_steps = max(1, report // options.batch_size)
         with contextlib.ExitStack() as on_error:
@@ -234,7 +234,7 @@ class Run:
             together(self._restore)
             self.devices.broadcast(list(self.variables.values()))
             self.step = _number(self.optimizer.iterations)
-            self.history = History(self.run_dir, self.step * options.batch_size) if self.devices.is_chief else None
+            self.history = together(self._open_history)
             on_error.pop_all()
 
     @staticmethod
@@ -244,7 +244,14 @@ class Run:
         return data.ImageStore(files, options.crop, memory_mb), held_out
 
     def _claim(self):
-        return runs.claim(self.run_dir, self.options) if self.devices.is_chief else contextlib.ExitStack()
+        if not self.devices.is_chief:
+            return contextlib.ExitStack()
+        if self.options.warm_start and not self.checkpoint.exists():
+            runs.read_options(self.options.warm_start)
+        return runs.claim(self.run_dir, self.options)
+
+    def _open_history(self):
+        return History(self.run_dir, self.step * self.options.batch_size) if self.devices.is_chief else None
 
     def _restore(self):
         """Brings the chief's variables to the state of the checkpoint."""
@@ -280,7 +287,8 @@ class Run:
                 if watch.is_due():
                     self.save()
                     watch.saved()
-            self.save()
+            # No worker ends before the checkpoint is there: one that has ended cannot help to train it again.
+            distribution.together(self.devices, self.save)
         self.stopped_by_signal = watch.received
         return self.step >= self.options.steps
 

@@ -8,6 +8,7 @@ import json
 import keras
 import numpy as np
 from keras import ops
+from PIL import Image
 
 # Relative accuracy of the package's float64 algebra: under JAX, Keras 3 takes means and
 # logaddexp of float64 in float32.
@@ -22,6 +23,15 @@ def tensor(value, dtype="float64"):
 def array(value):
     """NumPy value of a backend tensor."""
     return ops.convert_to_numpy(value)
+
+
+def write_pictures(folder, count, rows, columns):
+    """`count` PNG files of rows x columns blocks of 8x8 pixels in random colours; returns the folder."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        blocks = np.kron(rng.integers(0, 256, (rows, columns, 3)), np.ones((8, 8, 1)))
+        Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{i}.png")
+    return folder
 
 
 def z_test(samples, expected, limit=5.0):

@@ -3,6 +3,7 @@
 The processes of a test start together, so that their loading overlaps.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -16,7 +17,7 @@ import time
 import numpy as np
 import pytest
 
-from ssdn_tf import cli, commands, distribution, tasks, train_flags
+from ssdn_tf import cli, commands, distribution, supervisor, tasks, train_flags
 from ssdn_tf.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -27,7 +28,7 @@ LOSSES, WEIGHTS = 1e-6, 1e-5  # relative, absolute
 # Trainings of 20 steps at a constant rate: as they are; and with a limit that every gradient exceeds and a sample
 # that is not finite, in the second half of the sixth batch, so in one replica only.
 PROGRAM = """
-import functools, json, sys
+import functools, json, os, sys
 import keras, numpy as np
 from ssdn_tf import cli
 cli.load_keras()
@@ -58,7 +59,7 @@ def built(clip):
         model = denoisers.build(experiment, width=4).training
         optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=clip)
         optimizer.build(model.trainable_variables)
-    jit = keras.backend.backend() == "jax"
+    jit = keras.backend.backend() == "jax" or bool(os.environ.get("JIT"))
     model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
     return model, [v.numpy() for v in model.variables + optimizer.variables]
 
@@ -77,7 +78,9 @@ def run(seed, clip, spoil):
     losses = model.fit(feed, epochs=20, steps_per_epoch=1, verbose=0, shuffle=False).history["loss"]
     return first, losses, {v.path: v.numpy() for v in model.variables}, model.optimizer.skipped.numpy()
 
-arrays = {"replicas": devices.replicas}
+status = open("/proc/self/status").read() if sys.platform == "linux" else "SigCgt: 0"
+caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+arrays = {"replicas": devices.replicas, "catches SIGTERM": bool(caught >> 14 & 1)}
 for name, seed, clip, spoil in seeds:
     first, losses, last, skipped = run(seed, clip, spoil)
     arrays |= {f"{name} first {k}": v for k, v in first.items()} | {f"{name} last {k}": v for k, v in last.items()}
@@ -181,6 +184,33 @@ def test_every_place_trains_what_one_device_trains(results, place, case):
 
 def test_workers_hold_the_same_bits(results):
     assert largest(results["worker 0"].weights("plain"), results["worker 1"].weights("plain")) == 0
+
+
+def test_sigterm_ends_a_worker_that_does_not_train_yet(results):
+    """TensorFlow takes the signal for itself when workers meet."""
+    assert not results["worker 0"].arrays["catches SIGTERM"] and not results["worker 1"].arrays["catches SIGTERM"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "lost"),
+    [
+        ("UnavailableError", "Connection reset by peer", True),
+        ("CancelledError", "Collective ops is aborted", True),
+        ("FailedPreconditionError", "RecvBuf expects a different device incarnation", True),
+        ("FailedPreconditionError", "Could not find variable", False),
+        ("InternalError", "NCCL: unhandled system error", True),
+        ("InternalError", "Blas GEMM launch failed", False),
+        ("ResourceExhaustedError", "OOM", False),
+    ],
+)
+def test_what_counts_as_the_loss_of_a_worker(monkeypatch, error, message, lost):
+    import tensorflow as tf
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with contextlib.suppress(tf.errors.OpError), distribution.loses_workers():
+        raise getattr(tf.errors, error)(None, None, message)
+    assert codes == ([supervisor.LOST] if lost else [])
 
 
 # ---------------------------------------------------------------- what TF_CONFIG may say
@@ -397,6 +427,21 @@ def test_a_worker_that_was_killed_and_started_again_changes_nothing(tmp_path, lo
     assert "goes on after" in workers.log(0)
     whole, killed = map(checkpoint, folders)
     assert whole.keys() == killed.keys() and all(np.array_equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_compiled_replicas_train_what_one_device_trains(tmp_path):
+    cases = [PLAIN, SPOILED]
+    places = {"one": ("auto", 1, {}), "compiled": ("mirrored", 2, {"JIT": "1"})}
+    for name, (strategy, count, environment) in places.items():
+        process = start(tmp_path / f"{name}.npz", strategy, count, cases, **environment)
+        printed = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, printed
+    one, two = (Result(tmp_path / f"{name}.npz") for name in places)
+    for case in ("plain", "spoiled"):
+        assert np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1)) < LOSSES
+        assert largest(one.weights(case), two.weights(case)) < WEIGHTS
+        assert two.skipped(case) == one.skipped(case)
 
 
 @pytest.mark.slow

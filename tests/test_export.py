@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+import support
 import test_official
-from PIL import Image
 
 from ssdn_tf import cli, commands, experiments, images, serving, train_flags
 
@@ -29,12 +29,7 @@ def call(main, *arguments):
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(2):
-        smooth = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8, 1)))
-        Image.fromarray(smooth.astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
+    return support.write_pictures(tmp_path_factory.mktemp("pictures"), 2, 5, 7)
 
 
 def train(folder, pictures, *flags):

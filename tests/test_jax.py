@@ -6,9 +6,8 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from PIL import Image
+import support
 
 from ssdn_tf import training
 
@@ -60,10 +59,7 @@ def train(folder, backend, pictures, *flags):
 def test_a_short_training_under_jax_without_tensorflow_equals_the_one_under_tensorflow(tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(3):
-        blocks = np.kron(rng.integers(0, 256, (5, 5, 3)), np.ones((8, 8, 1)))
-        Image.fromarray(blocks.astype(np.uint8)).save(pictures / f"{i}.png")
+    support.write_pictures(pictures, 3, 5, 5)
     ours = train(tmp_path / "tf", "tensorflow", pictures, "--jit=off")
     other = train(tmp_path / "jax", "jax", pictures)
     assert [row["images"] for row in other] == [4, 8, 12]

@@ -15,7 +15,7 @@ import typing
 
 import numpy as np
 import pytest
-from PIL import Image
+import support
 
 SERVER = """
 import json, os, sys, time
@@ -113,12 +113,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        smooth = np.kron(rng.integers(0, 256, (6, 7, 3)), np.ones((8, 8, 1)))
-        Image.fromarray(smooth.astype(np.uint8)).save(folder / f"{i}.png")
-    return folder
+    return support.write_pictures(tmp_path_factory.mktemp("pictures"), 4, 6, 7)
 
 
 def trainers(server, pictures, steps, eager):

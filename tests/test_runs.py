@@ -101,3 +101,14 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="expected to write it, received"):
         runs.claim(tmp_path / "file" / "run", OPTIONS)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_a_sentence(tmp_path, monkeypatch):
+    """As it is for anybody but root below a folder of another's."""
+
+    def deny(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.iterdir", deny)
+    with pytest.raises(UserError, match=r"--run_dir: expected a folder to look into, received .*Permission denied"):
+        runs.claim(tmp_path, OPTIONS)

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import support
 from PIL import Image
 
 from ssdn_tf import checkpoints, cli, commands, images, runs, train_flags, training
@@ -31,12 +32,7 @@ def eager():
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(4):
-        smooth = np.kron(rng.integers(0, 256, (6, 7, 3)), np.ones((8, 8, 1)))
-        Image.fromarray(smooth.astype(np.uint8)).save(folder / f"{i}.png")
-    return str(folder)
+    return str(support.write_pictures(tmp_path_factory.mktemp("pictures"), 4, 6, 7))
 
 
 def options(pictures, **changes):
