@@ -2,15 +2,13 @@
 
     python benchmarks/step.py
 
-Each row runs in a process of its own, because peak memory never falls again. The rate is
-that of one 3x3 convolution of 96 to 96 features (16 pictures of 64x64, forward and
-backward, compiled), measured right before the row: shared machines change their speed
-from minute to minute, so compare the shares and not the seconds. "reached" counts the
-multiply-adds that are carried out; "nominal" those of the plain network, including the
-ones that `UpsampleConv2D` saves. "slower" is against the first row of the same kind. Keras's
-default on a CPU: the plain form, not compiled, oneDNN as TensorFlow sets it: by itself it
-takes oneDNN on CPUs with instructions for networks (AVX512-VNNI), and does not on others, which
-the last row stands for.
+Each row is a process of its own, because peak memory never falls again; the rows of a case take turns, because
+shared machines change their speed from minute to minute, and the best of all turns counts. The rate is that of one
+3x3 convolution of 96 to 96 features (16 pictures of 64x64, forward and backward, compiled), the best of all turns
+of the case. "reached" counts the multiply-adds that are carried out; "nominal" those of the plain network, including
+the ones that `UpsampleConv2D` saves. "slower" is against the first row of the case. Keras's default on a CPU: the plain
+form, not compiled, oneDNN as TensorFlow sets it: by itself it takes oneDNN on CPUs with instructions for
+networks (AVX512-VNNI), and does not on others, which the last row stands for.
 """
 
 import os
@@ -35,6 +33,7 @@ CASES = {
     "train 1 x 256x256": ("train", 1, 256, 256),
     "denoise 1 x 512x768": ("denoise", 1, 512, 768),
 }
+TURNS = 4
 FORMS = [
     ("", {}, {}),
     (", plain upsampling", {"fused": False}, {}),
@@ -66,8 +65,8 @@ def work(width=48, channels=3, outputs=9, fused=True):
     return total
 
 
-def convolution_rate(repeats=10):
-    """Best GFLOP/s (2 a multiply-add) of the reference convolution, forward and backward."""
+def convolution():
+    """The reference convolution, forward and backward, as a function; and its GFLOP (2 a multiply-add)."""
     import tensorflow as tf
 
     x = tf.random.normal((16, 64, 64, 96))
@@ -80,12 +79,10 @@ def convolution_rate(repeats=10):
             loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "SAME") ** 2)
         return tape.gradient(loss, [x, kernel])
 
-    seconds = best_of(lambda: run(x, kernel)[0].numpy(), repeats)
-    return 3 * 2 * 16 * 64 * 64 * 9 * 96 * 96 / seconds / 1e9
+    return lambda: run(x, kernel)[0].numpy(), 3 * 2 * 16 * 64 * 64 * 9 * 96 * 96 / 1e9
 
 
 def best_of(function, repeats):
-    function()  # compiles
     best = float("inf")
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -94,65 +91,100 @@ def best_of(function, repeats):
     return best
 
 
-def measure(mode, batch, height, width, fused=True, jit=True):
+def prepare(mode, batch, height, width, fused=True, jit=True):
+    """A training step, or denoising, as a function."""
     import keras
     import numpy as np
 
     from ssdn_tf import denoisers, experiments
     from ssdn_tf.optimizers import SkippingAdam
 
-    before = convolution_rate()
     denoiser = denoisers.build(experiments.Experiment(), fused=fused)
     keras.utils.set_random_seed(0)
     samples = {
         "noisy": np.random.rand(batch, height, width, 3).astype("float32"),
         "noise_parameter": np.full((batch, 1, 1, 1), 0.1, "float32"),
     }
-    begin = time.perf_counter()
     if mode == "train":
         model = denoiser.training
         model.compile(optimizer=SkippingAdam(3e-4), jit_compile=jit)
-        run, passes, repeats = (lambda: model.train_on_batch(samples)), 3, 8
-    else:
-        model = denoiser.inference
-        model.compile(jit_compile=jit)
-        run, passes, repeats = (lambda: model.predict_on_batch(samples)), 1, 3
+        return lambda: model.train_on_batch(samples)
+    model = denoiser.inference
+    model.compile(jit_compile=jit)
+    return lambda: model.predict_on_batch(samples)
+
+
+def serve(case):
+    """One row: a result for each line of standard input, a turn."""
+    run = prepare(**case)
+    first = best_of(run, 1)
     run()
-    first = time.perf_counter() - begin
-    seconds = best_of(run, repeats)
-    rate = max(before, convolution_rate())
-    pixels = batch * height * width * passes * 2 / 1e9
+    short = case["batch"] * case["height"] * case["width"] < 2**15
+    reference, gflop = convolution()
+    reference()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT " + json.dumps({"first": first, "peak_mb": peak}), flush=True)
+    for _ in sys.stdin:
+        rate = gflop / best_of(reference, 3)
+        seconds = best_of(run, 3 if short else 1)
+        print("RESULT " + json.dumps({"seconds": seconds, "rate": rate}), flush=True)
+
+
+class Row:
+    def __init__(self, case, environment):
+        command = [sys.executable, __file__, "--case", json.dumps(case)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=os.environ | environment, **pipes)
+        self.start = self.result()
+        self.turns = []
+
+    def result(self):
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                return json.loads(line[7:])
+        sys.exit("a row has failed: its errors are above")
+
+    def turn(self):
+        print(file=self.process.stdin, flush=True)
+        self.turns.append(self.result())
+
+    def end(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(case):
+    """{label: result} of the forms of a case."""
+    rows = {label: Row(case | options, environment) for label, options, environment in FORMS}
+    for _ in range(TURNS):
+        for row in rows.values():
+            row.turn()
+    for row in rows.values():
+        row.end()
+    rate = max(turn["rate"] for row in rows.values() for turn in row.turns)
     return {
-        "seconds": seconds,
-        "first": first,
-        "rate": rate,
-        "reached": work(fused=fused) * pixels / seconds,
-        "nominal": work(fused=False) * pixels / seconds,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        label: row.start | {"rate": rate, "seconds": min(turn["seconds"] for turn in row.turns)}
+        for label, row in rows.items()
     }
 
 
 def main():
     if len(sys.argv) == 3 and sys.argv[1] == "--case":
-        print("RESULT " + json.dumps(measure(**json.loads(sys.argv[2]))))
+        serve(json.loads(sys.argv[2]))
         return
     print("| case | seconds | slower | first call | peak MB | GFLOP/s | convolution GFLOP/s | reached | nominal |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, (mode, batch, height, width) in CASES.items():
-        first = None
-        for label, options, environment in FORMS:
-            case = {"mode": mode, "batch": batch, "height": height, "width": width} | options
-            command = [sys.executable, __file__, "--case", json.dumps(case)]
-            out = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
-            line = [text for text in out.stdout.splitlines() if text.startswith("RESULT ")]
-            if not line:
-                sys.exit(f"{name}{label} failed:\n{out.stderr}")
-            r = json.loads(line[0][7:])
-            first = first or r["seconds"]
+        gflop = batch * height * width * (3 if mode == "train" else 1) * 2 / 1e9
+        results = measure({"mode": mode, "batch": batch, "height": height, "width": width})
+        for label, options, _ in FORMS:
+            r = results[label]
+            reached = work(fused=options.get("fused", True)) * gflop / r["seconds"]
+            nominal = work(fused=False) * gflop / r["seconds"]
             print(
-                f"| {name}{label} | {r['seconds']:.3f} | {r['seconds'] / first:.2f} | {r['first']:.1f} | "
-                f"{r['peak_mb']:.0f} | {r['reached']:.0f} | "
-                f"{r['rate']:.0f} | {r['reached'] / r['rate']:.0%} | {r['nominal'] / r['rate']:.0%} |",
+                f"| {name}{label} | {r['seconds']:.3f} | {r['seconds'] / results['']['seconds']:.2f} | "
+                f"{r['first']:.1f} | {r['peak_mb']:.0f} | {reached:.0f} | "
+                f"{r['rate']:.0f} | {reached / r['rate']:.0%} | {nominal / r['rate']:.0%} |",
                 flush=True,
             )
 
