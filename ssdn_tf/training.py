@@ -93,9 +93,9 @@ def start_of_parameter(options, samples):
 def jit_compile(jit, pixels=None):
     """Whether XLA compiles the functions of a model.
 
-    On two CPU cores, XLA makes a training step on 4 crops of 64x64 1.17 times as fast, one on
-    1 of 256x256 no faster, nor the denoising of a picture (benchmarks/step.py); and it compiles
-    again for each size of a picture. JAX knows nothing else.
+    On two CPU cores, XLA makes a training step on 1 crop of 64x64 1.2 times as fast, on 4 of them
+    1.05 times, one on 1 of 256x256 no faster, nor the denoising of a picture (benchmarks/step.py);
+    and it compiles again for each size of a picture. JAX knows nothing else.
 
     Args:
         jit: "on", "off", or "auto".
