@@ -272,10 +272,13 @@ def number(result, key):
 
 
 def share(row, rate, settings):
+    """Of the matrix rate; None where a measurement failed."""
     from step import work
 
+    if "error" in row or "error" in rate:
+        return None
     crop_work = settings["crop"] ** 2 * 3 * work(width=settings["width"], fused=False)
-    return number(row, "crops_per_second") * crop_work / number(rate, "multiply_adds_per_second")
+    return row["crops_per_second"] * crop_work / rate["multiply_adds_per_second"]
 
 
 def row_text(row):
@@ -283,8 +286,9 @@ def row_text(row):
         return f"| {row['precision']} | {row['batch']} | failed: {' '.join(row['error'])[:80]} | | | |"
     memory = f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "-"
     rate = row["crops_per_second"]
+    part = "-" if row["share"] is None else f"{row['share']:.0%}"
     hours = 2e6 / rate / 3600
-    return f"| {row['precision']} | {row['batch']} | {rate:.4g} | {row['share']:.0%} | {memory} | {hours:.3g} |"
+    return f"| {row['precision']} | {row['batch']} | {rate:.4g} | {part} | {memory} | {hours:.3g} |"
 
 
 if __name__ == "__main__":

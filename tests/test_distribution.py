@@ -128,22 +128,34 @@ def start(file, strategy, devices=1, cases=(PLAIN, SPOILED), **environment):
     return subprocess.Popen(command, env=os.environ | environment, **streams)
 
 
-@pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """{name: Result} of the same trainings in six places."""
-    folder, ports = tmp_path_factory.mktemp("results"), free_ports(2)
-    started = {
-        "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
-        "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
-        "jax": start(folder / "jax.npz", "auto", cases=[PLAIN], KERAS_BACKEND="jax"),
-        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, cases=[PLAIN], KERAS_BACKEND="jax"),
-        "worker 0": start(folder / "worker 0.npz", "auto", cases=[PLAIN], TF_CONFIG=tf_config(ports, 0)),
-        "worker 1": start(folder / "worker 1.npz", "auto", cases=[PLAIN], TF_CONFIG=tf_config(ports, 1)),
-    }
+def finished(folder, started):
+    """{name: Result} of {name: process}, which have written folder/name.npz."""
     printed = {name: process.communicate(timeout=300)[0] for name, process in started.items()}
     failed = [f"{name}: {printed[name][-2000:]}" for name, process in started.items() if process.returncode != 0]
     assert not failed, "\n".join(failed)
     return {name: Result(folder / f"{name}.npz") for name in started}
+
+
+def start_elsewhere(folder, cases):
+    """{name: process} under JAX, and of two workers."""
+    ports = free_ports(2)
+    return {
+        "jax": start(folder / "jax.npz", "auto", cases=cases, KERAS_BACKEND="jax"),
+        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, cases=cases, KERAS_BACKEND="jax"),
+        "worker 0": start(folder / "worker 0.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 0)),
+        "worker 1": start(folder / "worker 1.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 1)),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """{name: Result} of the same trainings in six places."""
+    folder = tmp_path_factory.mktemp("results")
+    here = {
+        "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
+        "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
+    }
+    return finished(folder, here | start_elsewhere(folder, [PLAIN]))
 
 
 def largest(one, other):
@@ -164,15 +176,7 @@ def test_the_controls_can_see_a_difference(results):
     assert np.isnan(one.losses("spoiled")[5]) and np.isfinite(np.delete(one.losses("spoiled"), 5)).all()
 
 
-# What a limit and a skip decide by is added up over replicas in the same way on one machine and on several; JAX
-# computes it from whole gradients, as on one device.
-PLACES = [(place, "plain") for place in ("mirrored", "worker 0", "worker 1", "jax", "jax, two devices")]
-
-
-@pytest.mark.parametrize(("place", "case"), [*PLACES, ("mirrored", "spoiled")])
-def test_every_place_trains_what_one_device_trains(results, place, case):
-    one, two = results["one"], results[place]
-    assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
+def assert_same_training(one, two, case):
     assert largest(one.weights(case, "first"), two.weights(case, "first")) == 0
     apart = np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1))
     print(f"losses {apart:.2g}, weights {largest(one.weights(case), two.weights(case)):.2g}")
@@ -180,6 +184,26 @@ def test_every_place_trains_what_one_device_trains(results, place, case):
     assert apart < LOSSES
     assert largest(one.weights(case), two.weights(case)) < WEIGHTS
     assert two.skipped(case) == one.skipped(case)
+
+
+PLACES = [(place, "plain") for place in ("mirrored", "worker 0", "worker 1", "jax", "jax, two devices")]
+
+
+@pytest.mark.parametrize(("place", "case"), [*PLACES, ("mirrored", "spoiled")])
+def test_every_place_trains_what_one_device_trains(results, place, case):
+    one, two = results["one"], results[place]
+    assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
+    assert_same_training(one, two, case)
+
+
+@pytest.mark.slow
+def test_limit_and_skip_are_the_same_in_every_place_and_compiled(results, tmp_path):
+    compiled = {"compiled": start(tmp_path / "compiled.npz", "mirrored", 2, JIT="1")}
+    found = finished(tmp_path, compiled | start_elsewhere(tmp_path, [SPOILED]))
+    for two in found.values():
+        assert_same_training(results["one"], two, "spoiled")
+    assert_same_training(results["one"], found["compiled"], "plain")
+    assert largest(found["worker 0"].weights("spoiled"), found["worker 1"].weights("spoiled")) == 0
 
 
 def test_workers_hold_the_same_bits(results):
@@ -427,21 +451,6 @@ def test_a_worker_that_was_killed_and_started_again_changes_nothing(tmp_path, lo
     assert "goes on after" in workers.log(0)
     whole, killed = map(checkpoint, folders)
     assert whole.keys() == killed.keys() and all(np.array_equal(whole[name], killed[name]) for name in whole)
-
-
-@pytest.mark.slow
-def test_compiled_replicas_train_what_one_device_trains(tmp_path):
-    cases = [PLAIN, SPOILED]
-    places = {"one": ("auto", 1, {}), "compiled": ("mirrored", 2, {"JIT": "1"})}
-    for name, (strategy, count, environment) in places.items():
-        process = start(tmp_path / f"{name}.npz", strategy, count, cases, **environment)
-        printed = process.communicate(timeout=300)[0]
-        assert process.returncode == 0, printed
-    one, two = (Result(tmp_path / f"{name}.npz") for name in places)
-    for case in ("plain", "spoiled"):
-        assert np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1)) < LOSSES
-        assert largest(one.weights(case), two.weights(case)) < WEIGHTS
-        assert two.skipped(case) == one.skipped(case)
 
 
 @pytest.mark.slow
