@@ -1,6 +1,6 @@
-"""Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands."""
+"""Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands.main."""
 
-from ssdn_tf import commands
+from ssdn_tf.commands import main
 
 if __name__ == "__main__":
-    commands.train()
+    main.train()

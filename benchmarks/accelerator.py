@@ -86,11 +86,11 @@ def training_row(precision, batch, settings):
     """Crops a second of full steps of `fit`."""
     import keras
 
-    from ssdn_tf import denoisers, experiments
-    from ssdn_tf.optimizers import SkippingAdam
+    from ssdn_tf.denoisers import experiments, models
+    from ssdn_tf.training.optimizers import SkippingAdam
 
     crop = settings["crop"]
-    model = denoisers.build(experiments.Experiment(), width=settings["width"], precision=precision).training
+    model = models.build(experiments.Experiment(), width=settings["width"], precision=precision).training
     model.compile(optimizer=SkippingAdam(3e-4), jit_compile=True)
     rng = np.random.default_rng(0)
     one = {
@@ -124,7 +124,9 @@ def algebra_rate(batch, settings):
     import keras
     from keras import ops
 
-    from ssdn_tf import losses, noise, prior
+    from ssdn_tf.denoisers import losses
+    from ssdn_tf.noise import models as noise
+    from ssdn_tf.noise import prior
 
     side, dtype = settings["crop"], losses.algebra_dtype()
     model = noise.GaussianNoise()
@@ -158,7 +160,10 @@ def input_rate(settings):
     """{noise: crops a second} that the carrier of the backend delivers, from photographs in memory."""
     from input import LEVELS, make_pictures
 
-    from ssdn_tf import data, denoisers, experiments, feeds, images
+    from ssdn_tf.data import batches as feeds
+    from ssdn_tf.data import images
+    from ssdn_tf.data import samples as data
+    from ssdn_tf.denoisers import experiments, models
 
     rates = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -166,7 +171,7 @@ def input_rate(settings):
         store = data.ImageStore(images.find(folder), settings["crop"])
     for name, levels in LEVELS.items():
         experiment = experiments.Experiment(name, *levels)
-        samples = data.Samples(store, experiment, denoisers.noise_model(experiment), crop=settings["crop"], seed=0)
+        samples = data.Samples(store, experiment, models.noise_model(experiment), crop=settings["crop"], seed=0)
         feed, crops = feeds.batches(samples, 4, 0, 10**6), 0
         batches = iter(feed) if not hasattr(feed, "__getitem__") else (feed[i] for i in range(10**6))
         for _ in range(8):
@@ -231,7 +236,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.case:
         name, precision, batch, toy = json.loads(arguments.case)
-        from ssdn_tf import cli
+        from ssdn_tf.commands import cli
 
         cli.load_keras()
         import keras

@@ -35,10 +35,12 @@ def band_psnr(denoised, clean, edges):
 
 def rows_of(model, experiment, file, missing):
     """{row: (PSNR at the far edges, at the near ones)} of one picture."""
-    from ssdn_tf import denoisers, evaluation, images
+    from ssdn_tf.data import images
+    from ssdn_tf.denoisers import models
+    from ssdn_tf.evaluation import protocol
 
     clean = images.to_float(images.read(file))
-    noisy = evaluation.corrupt(clean, experiment, denoisers.noise_model(experiment), np.random.default_rng(0))
+    noisy = protocol.corrupt(clean, experiment, models.noise_model(experiment), np.random.default_rng(0))
     parameter, noisy = noisy.parameter, noisy.padded
     height, width = (side - missing for side in clean.shape[:2])
     cut = noisy[:height, :width]
@@ -50,21 +52,22 @@ def rows_of(model, experiment, file, missing):
     }
     found = {}
     for name, padded in inputs.items():
-        denoised = evaluation.denoise(model, padded, parameter, (height, width))["denoised"]
+        denoised = protocol.denoise(model, padded, parameter, (height, width))["denoised"]
         part = clean[:height, :width]
         found[name] = [band_psnr(denoised, part, edges) for edges in ("far", "near")]
     return found
 
 
 def main():
-    from ssdn_tf import images, training
+    from ssdn_tf.data import images
+    from ssdn_tf.training import run
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--pictures", type=int, default=6)
     arguments = parser.parse_args()
-    options, model, _ = training.load_inference(arguments.model)
+    options, model, _ = run.load_inference(arguments.model)
     files = [f for f in images.find(arguments.dataset) if not any(side % 32 for side in images.size(f))]
     print(f"{options.experiment.name}, {min(len(files), arguments.pictures)} pictures, band of {BAND} pixels, dB\n")
     print("| rows and columns taken away | beyond the edge | band there | band at the other edges |\n|---|---|---|---|")

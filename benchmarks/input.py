@@ -38,7 +38,8 @@ def make_pictures(folder, count=48):
     import numpy as np
     from PIL import Image
 
-    from ssdn_tf import data, images
+    from ssdn_tf.data import images
+    from ssdn_tf.data import samples as data
 
     sources = [images.to_channels(images.read(file), 3) for file in itertools.chain(*data.sample_photographs())]
     sources = [source for source in sources if source.shape[0] >= 375 and source.shape[1] >= 500]
@@ -53,7 +54,7 @@ def stream(carrier, samples):
     """Endless batches."""
     if carrier == "one thread":
         return (samples.batch(BATCH * step, BATCH) for step in itertools.count())
-    from ssdn_tf import feeds
+    from ssdn_tf.data import batches as feeds
 
     batches = feeds.batches(samples, BATCH, 0, 10**6)
     if carrier == "tf.data":
@@ -78,20 +79,23 @@ def rates(carrier, samples, seconds=5.0):
 
 def measure(carrier, folder):
     """A row of the table for each noise model and store."""
-    from ssdn_tf import data, denoisers, experiments, images
+    from ssdn_tf.data import images
+    from ssdn_tf.data import samples as data
+    from ssdn_tf.denoisers import experiments, models
 
     files = images.find(folder)
     for (storage, memory_mb), (noise, levels) in itertools.product(STORES.items(), LEVELS.items()):
         store = data.ImageStore(files, CROP, memory_mb)
         experiment = experiments.Experiment(noise, *levels)
-        samples = data.Samples(store, experiment, denoisers.noise_model(experiment), crop=CROP, seed=0)
+        samples = data.Samples(store, experiment, models.noise_model(experiment), crop=CROP, seed=0)
         core, wall = rates(carrier, samples)
         yield f"| {carrier} | {noise} | {storage} | {core:.0f} | {wall:.0f} |"
 
 
 def start_cost(folder, repeats=10):
     """Milliseconds a file of making a store that keeps nothing."""
-    from ssdn_tf import data, images
+    from ssdn_tf.data import images
+    from ssdn_tf.data import samples as data
 
     files = images.find(folder) * repeats
     begin = time.perf_counter()

@@ -32,11 +32,11 @@ LEVELS = (25.0, 5.0, 1.0, 0.255)  # of 255; the last is the least that the model
 def noisy_crops(level):
     import numpy as np
 
-    from ssdn_tf import data, images
+    from ssdn_tf.data import images, samples
 
     rng = np.random.default_rng(0)
     clean = []
-    for file in data.sample_photographs()[1] * 2:
+    for file in samples.sample_photographs()[1] * 2:
         pixels = images.to_channels(images.read(file), 3)
         top, left = (rng.integers(side - CROP) for side in pixels.shape[:2])
         clean.append(images.to_float(pixels[top : top + CROP, left : left + CROP]))
@@ -50,12 +50,14 @@ def measure(run, network, algebra, level):
     import numpy as np
     import tensorflow as tf
 
-    from ssdn_tf import checkpoints, denoisers, losses, runs
+    from ssdn_tf.denoisers import losses, models
+    from ssdn_tf.inference import checkpoints
+    from ssdn_tf.training import folder
 
-    options = runs.read_options(run)
+    options = folder.read_options(run)
     with mock.patch.object(losses, "algebra_dtype", lambda: algebra), \
-         mock.patch.object(denoisers.losses, "algebra_dtype", lambda: algebra):  # fmt: skip
-        denoiser = denoisers.build(options.experiment, width=options.width, precision=network)
+         mock.patch.object(models.losses, "algebra_dtype", lambda: algebra):  # fmt: skip
+        denoiser = models.build(options.experiment, width=options.width, precision=network)
     checkpoints.load(pathlib.Path(run) / "checkpoint.npz", checkpoints.named_variables(denoiser.inference))
     inputs = noisy_crops(level)
 
@@ -74,7 +76,7 @@ def measure(run, network, algebra, level):
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    from ssdn_tf import cli
+    from ssdn_tf.commands import cli
 
     cli.load_keras()
     import numpy as np

@@ -39,28 +39,31 @@ def train(core=None, batch=4, devices=1, ports=None, worker=None):
     if worker is not None:
         cluster = {"worker": [f"localhost:{port}" for port in ports]}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": worker}})
-    from ssdn_tf import cli
+    from ssdn_tf.commands import cli
 
     cli.load_keras()
     import keras
 
-    from ssdn_tf import data, denoisers, distribution, experiments, feeds
-    from ssdn_tf.optimizers import SkippingAdam
+    from ssdn_tf.data import batches
+    from ssdn_tf.data import samples as data
+    from ssdn_tf.denoisers import experiments, models
+    from ssdn_tf.training import distribution
+    from ssdn_tf.training.optimizers import SkippingAdam
 
     if devices > 1:
         distribution.split_cpu(devices)
     places = distribution.make("auto", batch)
     experiment = experiments.Experiment()
     store = data.ImageStore(data.sample_photographs()[0], CROP)
-    samples = data.Samples(store, experiment, denoisers.noise_model(experiment), crop=CROP, seed=0)
+    samples = data.Samples(store, experiment, models.noise_model(experiment), crop=CROP, seed=0)
     with places.scope():
-        model = denoisers.build(experiment).training
+        model = models.build(experiment).training
         optimizer = SkippingAdam(3e-4)
         optimizer.build(model.trainable_variables)
     model = distribution.training_model(model, places, optimizer=optimizer, jit_compile=True)
     ends = []
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: ends.append(time.perf_counter()))
-    feed = feeds.batches(samples, batch, 0, STEPS, places.strategy)
+    feed = batches.batches(samples, batch, 0, STEPS, places.strategy)
     model.fit(feed, steps_per_epoch=STEPS, verbose=0, shuffle=False, callbacks=[clock])
     return statistics.median(end - begin for begin, end in zip(ends[3:], ends[4:]))
 

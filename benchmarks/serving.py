@@ -30,12 +30,14 @@ def functions(folder):
     """{row: function without arguments} for a Gaussian model of known sigma."""
     import tensorflow as tf
 
-    from ssdn_tf import denoisers, images, serving
-    from ssdn_tf.experiments import Experiment
+    from ssdn_tf.data import images
+    from ssdn_tf.denoisers import models
+    from ssdn_tf.denoisers.experiments import Experiment
+    from ssdn_tf.serving import saved_model
 
     experiment = Experiment()
-    model = denoisers.build(experiment).inference
-    path = serving.export(model, experiment, serving.model_card(experiment), folder)
+    model = models.build(experiment).inference
+    path = saved_model.export(model, experiment, saved_model.model_card(experiment), folder)
     signatures = tf.saved_model.load(str(path)).signatures
     network = tf.function(model.get_layer("unet"), input_signature=[tf.TensorSpec([None, None, None, 3], tf.float32)])
     pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)

@@ -45,7 +45,7 @@ FORMS = [
 
 def work(width=48, channels=3, outputs=9, fused=True):
     """Multiply-adds a pixel, forward, from the layers themselves."""
-    from ssdn_tf.networks import UNet
+    from ssdn_tf.networks.paper import UNet
 
     network = UNet(outputs, width=width)
     network.build((None, None, None, channels))
@@ -96,10 +96,10 @@ def prepare(mode, batch, height, width, fused=True, jit=True):
     import keras
     import numpy as np
 
-    from ssdn_tf import denoisers, experiments
-    from ssdn_tf.optimizers import SkippingAdam
+    from ssdn_tf.denoisers import experiments, models
+    from ssdn_tf.training.optimizers import SkippingAdam
 
-    denoiser = denoisers.build(experiments.Experiment(), fused=fused)
+    denoiser = models.build(experiments.Experiment(), fused=fused)
     keras.utils.set_random_seed(0)
     samples = {
         "noisy": np.random.rand(batch, height, width, 3).astype("float32"),

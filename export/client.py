@@ -33,9 +33,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # this 
 import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 
-from ssdn_tf import cli, images, remote, tiling  # noqa: E402
+from ssdn_tf.commands import cli
+from ssdn_tf.data import images
+from ssdn_tf.denoisers.experiments import LEVEL_NAMES, Experiment  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
-from ssdn_tf.experiments import LEVEL_NAMES, Experiment  # noqa: E402
+from ssdn_tf.inference import tiling
+from ssdn_tf.serving import remote  # noqa: E402
 
 
 def define(v):

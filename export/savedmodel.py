@@ -5,7 +5,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # this checkout's package, not another one
 
-from ssdn_tf import commands  # noqa: E402
+from ssdn_tf.commands import main  # noqa: E402
 
 if __name__ == "__main__":
-    commands.export()
+    main.export()

@@ -1,4 +1,7 @@
-"""Which module may know which: imports point downwards, and the halves meet only in `denoisers`."""
+"""Which room may know which: imports run one way, and networks and noise meet only in `denoisers`.
+
+`python tests/test_imports.py` prints the graph.
+"""
 
 import ast
 import pathlib
@@ -7,148 +10,162 @@ import sys
 
 import pytest
 
-import ssdn_tf
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "ssdn_tf"
 
-FOLDER = pathlib.Path(ssdn_tf.__file__).parent
-
-# From the bottom up: a module imports only from rows above its own in this list. A new module takes a
-# place here.
-ROWS = [
-    "errors linalg blindspot experiments schedules optimizers watch supervisor",
-    "images prior networks baselines inert",
-    "metrics noise checkpoints datasets tiling protocol cli tasks feeds",
-    "remote distribution",
-    "parameters data runs report",
-    "losses",
-    "denoisers",
-    "evaluation official",
-    "progress",
-    "training",
-    "serving train_flags",
-    "commands",
+# What each room may import, besides itself and `ssdn_tf.errors`.
+ALLOWED = {
+    "noise": set(),
+    "networks": set(),
+    "data": set(),
+    "denoisers": {"noise", "networks"},
+    "inference": {"noise", "networks", "denoisers", "data"},
+    "evaluation": {"noise", "networks", "denoisers", "data", "inference"},
+    "training": {"noise", "networks", "denoisers", "data", "inference", "evaluation"},
+    "serving": {"noise", "networks", "denoisers", "data", "inference"},
+    "commands": {"noise", "networks", "denoisers", "data", "inference", "evaluation", "training", "serving"},
+}
+# These run on every backend of Keras: they and what they need import none.
+ANY_BACKEND = ("noise", "networks", "denoisers")
+WITHOUT_KERAS = [
+    *("errors", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics", "inference.tiling"),
 ]
-RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}
-
-NETWORK_HALF = {"blindspot", "networks"}
-NOISE_HALF = {"linalg", "prior", "noise"}
-MODEL_SIDE = [
-    *("linalg", "prior", "noise", "blindspot", "networks", "parameters"),
-    *("losses", "denoisers", "schedules", "optimizers"),
-]
-NUMPY_ONLY = ["errors", "experiments", "images", "metrics"]
+DECLARED = {
+    *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL"),
+    *("skimage", "ssdn_tf", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"),
+}
 
 
 def sources():
-    """{module: source text} of the package."""
-    return {file.stem: file.read_text() for file in FOLDER.glob("*.py") if file.stem != "__init__"}
-
-
-def statements(text, at_import):
-    """Import statements; `at_import`: only those that run when the module is imported."""
-    pending, found = [ast.parse(text)], []
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            found.append(node)
-        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-        if not (function and at_import):
-            pending.extend(ast.iter_child_nodes(node))
+    """{dotted module name below the package: source text}."""
+    found = {}
+    for path in sorted(FOLDER.rglob("*.py")):
+        parts = path.relative_to(FOLDER).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text()
     return found
 
 
 def imported(text, at_import=False):
-    """Dotted names of what is imported: `from a import b` gives a.b, and a relative import ssdn_tf.b."""
-    names = set()
-    for node in statements(text, at_import):
+    """Dotted names that a source imports, also by `importlib.import_module("...")`.
+
+    at_import: only what runs when the module is imported, not what stands in functions.
+    """
+    pending, names = [ast.parse(text)], set()
+    while pending:
+        node = pending.pop()
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
-        else:
+        elif isinstance(node, ast.ImportFrom):
             parts = [*(["ssdn_tf"] if node.level else []), *([node.module] if node.module else [])]
             names.update(".".join([*parts, alias.name]) for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names.update(a.value for a in node.args[:1] if isinstance(a, ast.Constant))
+        function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if not (function and at_import):
+            pending.extend(ast.iter_child_nodes(node))
     return names
 
 
-def siblings(text, at_import=False):
-    """The modules of this package that a source imports."""
-    inside = [name.split(".") for name in imported(text, at_import)]
-    return {parts[1] for parts in inside if parts[0] == "ssdn_tf" and len(parts) > 1} - {"__version__"}
+def modules(names, known):
+    """The modules of the package among dotted names."""
+    found = set()
+    for name in names:
+        if name.split(".")[0] == "ssdn_tf":
+            inside = name.split(".")[1:]
+            # "room.module.function" is an import of room.module.
+            candidates = [".".join(inside[:i]) for i in range(len(inside), 0, -1)]
+            found.update(next(([c] for c in candidates if c in known), []))
+    return found
 
 
-def packages(text, at_import=False):
-    """The top-level packages that a source imports."""
-    return {name.split(".")[0] for name in imported(text, at_import)}
+def graph(texts, at_import=False):
+    """{module: modules that it imports}."""
+    return {name: modules(imported(text, at_import), texts) for name, text in texts.items()}
 
 
-def reachable(module, graph):
+def room(module):
+    return module.split(".")[0]
+
+
+def wrong_ways(edges):
+    """Imports that ALLOWED does not allow."""
+    return [
+        (name, other)
+        for name, others in edges.items()
+        for other in others
+        if room(name) in ALLOWED and room(other) in ALLOWED
+        if room(other) != room(name) and room(other) not in ALLOWED[room(name)]
+    ]
+
+
+def cycle(edges):
+    """A list of modules that import each other in a circle, or []."""
+    done, path = set(), []
+
+    def walk(name):
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        path.append(name)
+        found = next((c for c in map(walk, sorted(edges.get(name, ()))) if c), [])
+        path.pop()
+        done.add(name)
+        return found
+
+    return next((c for c in map(walk, sorted(edges)) if c), [])
+
+
+def needs(module, edges):
     """All modules that a module needs, itself included."""
     found, pending = set(), [module]
     while pending:
         name = pending.pop()
         if name not in found:
             found.add(name)
-            pending.extend(graph[name])
+            pending.extend(edges[name])
     return found
 
 
-def graph(at_import=False):
-    return {name: siblings(text, at_import) for name, text in sources().items()}
+def outside(text, at_import=False):
+    """Top-level packages that a source imports."""
+    return {name.split(".")[0] for name in imported(text, at_import)}
 
 
-def upward(graph):
-    """Imports that do not point to a lower row."""
-    return [(name, other) for name in graph for other in graph[name] if RANK[other] >= RANK[name]]
+def test_every_module_is_in_a_room():
+    assert {room(name) for name in sources() if name} - {"errors"} == set(ALLOWED)
 
 
-def test_every_module_has_a_place():
-    assert set(sources()) <= set(RANK), "a new module: give it a row in ROWS"
+def test_imports_between_rooms_run_one_way():
+    assert wrong_ways(graph(sources())) == []
 
 
-def test_imports_point_downwards():
-    """Imports inside functions too; so there is no cycle."""
-    assert upward(graph()) == []
+def test_there_is_no_cycle():
+    assert cycle(graph(sources())) == []
 
 
-def test_an_import_upwards_is_seen():
-    assert upward(graph() | {"noise": {"prior", "denoisers"}}) == [("noise", "denoisers")]
-    assert upward(graph() | {"prior": {"images"}}) == [("prior", "images")]
+def test_wrong_ways_and_cycles_are_seen():
+    edges = graph(sources())
+    assert wrong_ways(edges | {"noise.prior": {"networks.layers"}}) == [("noise.prior", "networks.layers")]
+    assert wrong_ways(edges | {"data.images": {"training.run"}}) == [("data.images", "training.run")]
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("module", sorted(NOISE_HALF))
-def test_noise_models_know_neither_networks_nor_files(module):
-    assert reachable(module, graph()) <= NOISE_HALF
-
-
-@pytest.mark.parametrize("module", sorted(NETWORK_HALF))
-def test_networks_know_neither_noise_nor_files(module):
-    assert reachable(module, graph()) <= NETWORK_HALF
-
-
-def test_the_registry_of_experiments_imports_nothing_of_the_package():
-    assert graph()["experiments"] == set()
-
-
-@pytest.mark.parametrize("module", MODEL_SIDE)
-def test_the_model_side_imports_no_backend(module):
-    """So that the same model trains on each of them; nor does anything that it needs."""
+@pytest.mark.parametrize("name", [name for name in sources() if room(name) in ANY_BACKEND])
+def test_models_import_no_backend(name):
+    """So the same model trains on each of them."""
     texts = sources()
-    for name in reachable(module, graph(at_import=True)):
-        assert not packages(texts[name], at_import=True) & {"tensorflow", "jax", "torch"}, name
+    for needed in needs(name, graph(texts, at_import=True)):
+        assert not outside(texts[needed], at_import=True) & {"tensorflow", "jax", "torch"}, needed
 
 
 def test_no_module_imports_tensorflow_before_it_is_used():
     for name, text in sources().items():
-        assert not packages(text, at_import=True) & {"tensorflow", "jax", "tensorflow_datasets"}, name
+        assert not outside(text, at_import=True) & {"tensorflow", "jax", "tensorflow_datasets"}, name
 
 
-def test_every_import_is_one_that_the_project_declares():
-    """Hidden dependencies would show only on another machine."""
-    declared = {
-        *("absl", "keras", "numpy", "PIL", "skimage", "tensorboard", "tensorflow", "tensorflow_datasets"),
-        *("imagecodecs", "importlib_resources", "jax", "bm3d", "ssdn_tf"),
-        *("google", "grpc"),  # protobuf; the client's extra
-    }
+def test_every_import_is_a_declared_dependency():
     for name, text in sources().items():
-        assert packages(text) - sys.stdlib_module_names <= declared, name
+        assert outside(text) - sys.stdlib_module_names <= DECLARED, name
 
 
 def loaded_by(module):
@@ -159,38 +176,41 @@ def loaded_by(module):
     return {name.split(".")[0] for name in done.stdout.split()}
 
 
-@pytest.mark.parametrize("module", NUMPY_ONLY)
-def test_importing_a_numpy_only_module_loads_neither_keras_nor_tensorflow(module):
+@pytest.mark.parametrize("module", WITHOUT_KERAS)
+def test_modules_on_numpy_alone_load_neither_keras_nor_tensorflow(module):
     assert not loaded_by(module) & {"keras", "tensorflow", "jax", "torch"}
 
 
 def test_the_check_of_loaded_modules_can_fail():
-    assert "keras" in loaded_by("linalg")
-
-
-# ---------------------------------------------------------------- the reading of the sources, itself
+    assert "keras" in loaded_by("noise.linalg")
 
 
 SOURCE = """
 import os.path
 import jax.numpy as jnp
-from ssdn_tf import noise, prior as p
-from ssdn_tf.images import read
-from . import data
+from ssdn_tf.noise import models, prior as p
+from ssdn_tf.data.images import read
+from . import errors
 if True:
     import torch
 def f():
     import tensorflow as tf
-    from ssdn_tf import datasets
+    from ssdn_tf.data import tfds
+    importlib.import_module("ssdn_tf.training.run")
 class C:
     import keras
-    def g(self):
-        from ssdn_tf.training import build
 """
 
 
 def test_imports_are_read_in_every_form():
-    assert siblings(SOURCE) == {"noise", "prior", "images", "data", "datasets", "training"}
-    assert siblings(SOURCE, at_import=True) == {"noise", "prior", "images", "data"}
-    assert packages(SOURCE) == {"os", "jax", "ssdn_tf", "torch", "tensorflow", "keras"}
-    assert packages(SOURCE, at_import=True) == {"os", "jax", "ssdn_tf", "torch", "keras"}
+    known = {"noise.models", "noise.prior", "data.images", "errors", "data.tfds", "training.run"}
+    assert modules(imported(SOURCE), known) == known
+    assert modules(imported(SOURCE, at_import=True), known) == known - {"data.tfds", "training.run"}
+    assert outside(SOURCE) == {"os", "jax", "ssdn_tf", "torch", "tensorflow", "keras"}
+    assert outside(SOURCE, at_import=True) == {"os", "jax", "ssdn_tf", "torch", "keras"}
+
+
+if __name__ == "__main__":
+    for importer, others in graph(sources()).items():
+        if others:
+            print(f"{importer:28} -> {', '.join(sorted(others))}")

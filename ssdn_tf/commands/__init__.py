@@ -1,0 +1,1 @@
+"""The commands: flags, and all sentences about flags."""

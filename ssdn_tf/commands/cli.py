@@ -1,0 +1,135 @@
+"""What the commands share: running a main, the flags of a noise level, errors as one sentence."""
+
+import importlib
+import math
+import os
+import sys
+import tempfile
+
+# Both are read when TensorFlow is loaded, so they come first. oneDNN is off by default on some CPUs.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from absl import flags  # noqa: E402
+
+from ssdn_tf.data import images  # noqa: E402
+from ssdn_tf.denoisers.experiments import LEVEL_NAMES  # noqa: E402
+from ssdn_tf.errors import UserError  # noqa: E402
+
+
+def load_keras():
+    """Imports Keras and its backend without the banners that TensorFlow's C++ part writes to
+    stderr before its log level applies. They are shown if the import fails."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as banners:
+        os.dup2(banners.fileno(), 2)
+        try:
+            importlib.import_module("ssdn_tf.training.run")
+        except BaseException:
+            banners.seek(0)
+            os.write(stderr, banners.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def execute(main, define, text, argv=None, needs_flags=False):
+    """Parses, runs, and turns errors of the user into a sentence and an exit code.
+
+    Args:
+        main: function (FlagValues) -> exit code.
+        define: function that defines the flags in a FlagValues.
+        text: what --help shows above the flags.
+        argv: as sys.argv.
+        needs_flags: without any, the help is shown.
+    """
+    argv = sys.argv if argv is None else argv
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "this text", short_name="h", flag_values=values)
+    define(values)
+    try:
+        rest = values(argv)[1:]
+        if values.help or (len(argv) == 1 and needs_flags):
+            print(f"{text}\nFlags:{values.get_help(prefix='  ')}")
+            return 0
+        if rest:
+            raise UserError(f"expected flags (--name=value), received '{rest[0]}'.")
+        return main(values)
+    except flags.Error as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 130
+    return 1
+
+
+# ---------------------------------------------------------------- noise levels
+
+
+def level_flags(v, where):
+    flags.DEFINE_string("sigma", None, f"Gaussian noise std of 255, 25 or (a range) 5,50{where}", flag_values=v)
+    flags.DEFINE_string("lam", None, f"Poisson noise: photons at white, 30 or 5,50{where}", flag_values=v)
+    flags.DEFINE_string("alpha", None, f"impulse noise: share of replaced pixels, 0.5 or 0,1{where}", flag_values=v)
+
+
+def parse_levels(noise, text):
+    """(low, high) from '25' or '5,50', checked against what the noise model allows.
+
+    Raises:
+        UserError: no number, out of range, or the range is upside down.
+    """
+    name = LEVEL_NAMES[noise]
+    allowed = {
+        "sigma": "a number above 0 and up to 255, or a range such as 5,50",
+        "lam": "a number above 0, or a range such as 5,50",
+        "alpha": "a number between 0 and 1, or a range such as 0,1",
+    }[name]
+    wrong = UserError(f"--{name}: expected {allowed}, received '{text}'.")
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise wrong from None
+    if len(levels) not in (1, 2) or not all(map(math.isfinite, levels)) or levels[0] > levels[-1]:
+        raise wrong
+    low, high = levels[0], levels[-1]
+    inside = {
+        "sigma": 0 < low and high <= 255,
+        "lam": 0 < low,
+        "alpha": 0 <= low and high <= 1 and not (low == high and low in (0, 1)),
+    }
+    if not inside[name]:
+        raise wrong
+    if name == "sigma" and high < 1:
+        images.warn(
+            f"--sigma counts in steps of 255: {high:g} is nearly no noise; "
+            f"a std of {high:g} in [0, 1] is --sigma={255 * high:g}."
+        )
+    return low, high
+
+
+def level_from_flags(v, noise):
+    """Levels that the user gave for this noise, or None.
+
+    Raises:
+        UserError: the flag of another noise model is set.
+    """
+    for other, name in LEVEL_NAMES.items():
+        if other != noise and v[name].value is not None:
+            raise UserError(
+                f"--{name}: expected --{LEVEL_NAMES[noise]} with {noise} noise, received the flag of {other} noise."
+            )
+    text = v[LEVEL_NAMES[noise]].value
+    return None if text is None else parse_levels(noise, text)
+
+
+# ---------------------------------------------------------------- places
+
+
+def place_flags(v):
+    """Where runs and data sets are."""
+    flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
+    flags.DEFINE_string("data_dir", os.environ.get("SSDN_DATA_DIR"), "folder with kodak, BSDS300, Set14", flag_values=v)

@@ -1,0 +1,1 @@
+"""Image files, training samples and batches."""

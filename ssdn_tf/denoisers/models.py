@@ -1,0 +1,146 @@
+"""From an experiment to Keras models: the one place where networks and noise meet."""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from ssdn_tf.denoisers import losses, parameters
+from ssdn_tf.networks.paper import UNet
+from ssdn_tf.noise import models, prior
+
+
+class Denoiser(NamedTuple):
+    """Two models over the same weights.
+
+    training: dict of samples (see `data.Samples`) -> loss map; the loss is added inside.
+    inference: {"noisy": [N,H,W,C]} and, for a known parameter, "noise_parameter"
+        [N,1,1,1] -> dict with "denoised" and, where the pipeline has them, "mu_x",
+        "prior_std", "posterior_std" (all [N,H,W,C]) and "noise_parameter" [N or 1, 1, 1, 1].
+    """
+
+    training: keras.Model
+    inference: keras.Model
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class GaussianPrior(keras.layers.Layer):
+    """Network components [N,H,W,K] -> mu_x [N,H,W,C], sigma_x [N,H,W,C,C]; see `prior.from_components`."""
+
+    def __init__(self, channels, diagonal=False, **kwargs):
+        kwargs.setdefault("dtype", losses.algebra_dtype())
+        super().__init__(**kwargs)
+        self.channels = channels
+        self.diagonal = diagonal
+
+    def call(self, components):
+        return tuple(prior.from_components(components, self.channels, self.diagonal))
+
+    def compute_output_shape(self, input_shape):
+        mean = (*input_shape[:-1], self.channels)
+        return mean, (*mean, self.channels)
+
+    def get_config(self):
+        return super().get_config() | {"channels": self.channels, "diagonal": self.diagonal}
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class ChannelStd(keras.layers.Layer):
+    """Standard deviation of each channel: sqrt of the diagonal of sigma_x, float32 [N,H,W,C]."""
+
+    def call(self, sigma_x):
+        return ops.sqrt(ops.diagonal(sigma_x, axis1=-2, axis2=-1))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[:-1]
+
+
+def noise_model(experiment):
+    """The NoiseModel of an experiment."""
+    if experiment.noise == "impulse":
+        return models.ImpulseNoise(likelihood=experiment.likelihood)
+    return models.MODELS[experiment.noise]()
+
+
+def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True, precision="float32"):
+    """Models of an experiment, with fresh weights (seed them with `keras.utils.set_random_seed`).
+
+    Args:
+        experiment: an `experiments.Experiment`.
+        start, rate: of a learned noise parameter; see `parameters.GlobalParameter`.
+        width: features of the network's encoder (published: 48).
+        fused: see `blindspot.UpsampleConv2D`.
+        precision: "float32", or "bfloat16" for the arithmetic of the networks but for their last layer.
+            Weights, sums of gradients, and all that follows the network stay as they are.
+
+    Returns:
+        Denoiser.
+    """
+    policy = "mixed_bfloat16" if precision == "bfloat16" else precision
+    network = {"width": width, "fused": fused, "dtype": policy}
+    if experiment.pipeline == "blindspot":
+        return _bayesian(experiment, start, rate, network)
+    return _regression(experiment, network)
+
+
+def _bayesian(experiment, start, rate, network):
+    channels, model = experiment.channels, noise_model(experiment)
+    source = experiment.parameter_source
+    noisy = keras.Input((None, None, channels), name="noisy")
+    given = keras.Input((1, 1, 1), name="noise_parameter")
+    outputs = prior.component_count(channels, experiment.diagonal)
+    components = UNet(outputs, blindspot=True, name="unet", **network)(noisy)
+    mu_x, sigma_x = GaussianPrior(channels, experiment.diagonal, name="prior")(components)
+    if source == "known":
+        parameter = parameters.KnownParameter(model, name="parameter")(noisy, given)
+    elif source == "global":
+        parameter = parameters.GlobalParameter(model, start, rate, name="parameter")(noisy, given)
+    else:
+        layer = parameters.PerImageParameter(model, start, network["width"], network["dtype"], name="parameter")
+        parameter = layer(noisy, given)
+    scale = 2.0 if channels == 1 else model.loss_scale
+    regularization = 0.0 if source == "known" else model.regularization
+    loss = losses.MarginalLikelihood(model, regularization, scale, name="loss")
+    posterior = (noisy, mu_x, sigma_x, parameter)
+    inputs = {"noisy": noisy, "noise_parameter": given}
+    results = {
+        "denoised": losses.PosteriorMean(model, name="denoised")(*posterior),
+        "mu_x": Cast(name="mu_x")(mu_x),
+        "prior_std": ChannelStd(name="prior_std")(sigma_x),
+        "posterior_std": losses.PosteriorStd(model, name="posterior_std")(*posterior),
+        "noise_parameter": parameter,
+    }
+    return Denoiser(
+        keras.Model(inputs, loss(*posterior), name="training"),
+        keras.Model(inputs, results, name="inference"),
+    )
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class Cast(keras.layers.Layer):
+    """Converts to float32."""
+
+    def call(self, x):
+        return ops.cast(x, "float32")
+
+
+def _regression(experiment, network):
+    channels = experiment.channels
+    noisy = keras.Input((None, None, channels), name="noisy")
+    target = keras.Input((None, None, channels), name="target")
+    blindspot = experiment.pipeline == "mean"
+    predicted = UNet(channels, blindspot=blindspot, name="unet", **network)(noisy)
+    samples = {"noisy": noisy, "target": target}
+    exponent = None
+    if anneals(experiment):
+        exponent = samples["exponent"] = keras.Input((1, 1, 1), name="exponent")
+    loss = losses.LpLoss(name="loss")(predicted, target, exponent)
+    return Denoiser(
+        keras.Model(samples, loss, name="training"),
+        keras.Model({"noisy": noisy}, {"denoised": predicted}, name="inference"),
+    )
+
+
+def anneals(experiment):
+    """True where the loss is the annealed Lp: impulse noise in the target."""
+    return experiment.noise == "impulse" and experiment.pipeline in ("n2n", "mean")

@@ -1,0 +1,1 @@
+"""The paper's protocol: metrics, baselines, tables."""

@@ -1,0 +1,1 @@
+"""Training: options, the folder of a run, fitting, checkpoints, optimizers, devices."""

@@ -1,0 +1,132 @@
+"""What a running training tells: PSNR on held-out pictures, a line on the terminal, files."""
+
+import json
+import math
+import pathlib
+import time
+
+import numpy as np
+
+from ssdn_tf.data import images
+from ssdn_tf.denoisers import models
+from ssdn_tf.denoisers.experiments import LEVEL_NAMES
+from ssdn_tf.evaluation import metrics, protocol
+
+_VALIDATION_SIDE = 256
+
+
+class Validation:
+    """PSNR of fixed noisy 256x256 centre crops (at most `most` pictures), in one batch."""
+
+    def __init__(self, files, options, most=4):
+        experiment, noise = options.experiment, models.noise_model(options.experiment)
+        self.cases = []
+        for file in files[:most]:
+            clean = images.to_float(images.to_channels(images.read(file), experiment.channels))
+            sides = [min(side, _VALIDATION_SIDE) for side in clean.shape[:2]]
+            top, left = ((side - part) // 2 for side, part in zip(clean.shape[:2], sides))
+            clean = clean[top : top + sides[0], left : left + sides[1]]
+            generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
+            self.cases.append(protocol.corrupt(clean, experiment, noise, generator, _VALIDATION_SIDE))
+
+    def __call__(self, model):
+        """Means over the pictures: {"psnr": dB of the answer, "psnr_mu_x": ...}; {} without pictures."""
+        if not self.cases:
+            return {}
+        inputs = {"noisy": np.stack([case.padded for case in self.cases])}
+        if "noise_parameter" in model.input:
+            levels = np.array([case.parameter for case in self.cases], np.float32)
+            inputs["noise_parameter"] = levels.reshape(-1, 1, 1, 1)
+        outputs = model.predict_on_batch(inputs)
+        result = {}
+        for key, name in (("denoised", "psnr"), ("mu_x", "psnr_mu_x")):
+            if key in outputs:
+                result[name] = float(np.mean([self._psnr(c, np.asarray(o)) for c, o in zip(self.cases, outputs[key])]))
+        return result
+
+    @staticmethod
+    def _psnr(case, output):
+        height, width = case.clean.shape[:2]
+        return metrics.psnr(output[:height, :width], case.clean)
+
+
+class History:
+    """history.jsonl and, where the tensorboard package is there, its event file."""
+
+    def __init__(self, run_dir, images_seen):
+        self.path = pathlib.Path(run_dir) / "history.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        # What came after the checkpoint is trained, and reported, again.
+        kept = [line for line in lines if _images(line) <= images_seen]
+        if len(kept) < len(lines):
+            text = "".join(line + "\n" for line in kept)
+            images.write_whole(self.path, lambda file: file.write(text.encode()))
+        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self.writer = _event_writer(run_dir)
+
+    def add(self, row):
+        # JSON has no NaN.
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(clean) + "\n")
+        except OSError as error:
+            images.warn(f"{self.path}: a line of the history is lost ({error.strerror}).")
+        if self.writer:
+            self.writer(row)
+
+
+def _images(line):
+    """Of a line of the history; infinite where a full disk cut it off."""
+    try:
+        return json.loads(line)["images"]
+    except ValueError:
+        return math.inf
+
+
+def _event_writer(run_dir):
+    try:
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        print("TensorBoard: off (pip install tensorboard turns it on).")
+        return None
+    writer = EventFileWriter(str(run_dir))
+
+    def write(row):
+        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in row.items() if k != "images"]
+        summary = summary_pb2.Summary(value=values)
+        writer.add_event(event_pb2.Event(wall_time=time.time(), step=row["images"], summary=summary))
+        writer.flush()
+
+    return write
+
+
+def duration(seconds):
+    """'12 s', '3.5 min', '4.2 h', '6.1 days'; '?' for NaN."""
+    if math.isnan(seconds):
+        return "?"
+    for limit, unit, size in ((100, "s", 1), (6000, "min", 60), (360_000, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.{0 if unit == 's' else 1}f} {unit}"
+    return f"{seconds / 86400:.1f} days"
+
+
+def progress_line(row, options, left):
+    """What the terminal shows of a report."""
+    total = options.train_images
+    parts = [
+        f"{row['images']:>{len(f'{total:,}')},} / {total:,} images",
+        "?/s" if math.isnan(row["images_per_second"]) else f"{row['images_per_second']:.1f}/s",
+        f"{duration(left)} left",
+        f"loss {row['loss']:.4f}",
+    ]
+    if "noise_level" in row:
+        parts.append(f"{LEVEL_NAMES[options.experiment.noise]} {row['noise_level']:.4g}")
+    if "psnr_mu_x" in row:
+        parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
+    elif "psnr" in row:
+        parts.append(f"PSNR {row['psnr']:.2f} dB")
+    if row["skipped"]:
+        parts.append(f"{row['skipped']} steps skipped")
+    return "  ".join(parts)

@@ -1,0 +1,243 @@
+"""The command line as a user meets it: exit codes, one sentence on stderr, nothing written on errors."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.commands import main as commands
+from ssdn_tf.errors import UserError
+from ssdn_tf.evaluation import protocol
+from ssdn_tf.training import folder as runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eager():
+    """Without compilation, which would take most of the time here."""
+    from ssdn_tf.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "_COMPILE", {"run_eagerly": True})
+        yield
+
+
+def call(main, *arguments):
+    """Exit code of a command in this process."""
+    define = {commands.train_main: train_flags.define, commands.evaluate_main: commands._evaluate_flags}
+    needs_flags = main is commands.train_main
+    return cli.execute(main, define.get(main, commands._denoise_flags), "TEXT", ["x.py", *arguments], needs_flags)
+
+
+def options(*arguments):
+    from absl import flags
+
+    values = flags.FlagValues()
+    train_flags.define(values)
+    values(["x.py", *arguments])
+    return train_flags.options_from_flags(values)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for i in range(3):
+        Image.fromarray(np.full((40, 48, 3), 40 * i + 60, np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    flags = [f"--train_data={pictures}", f"--run_dir={folder}", "--width=2", "--crop=32", "--batch_size=1"]
+    assert call(commands.train_main, "--noise=gaussian", "--sigma=5,50", "--train_images=2", *flags) == 0
+    return folder
+
+
+WRONG = {
+    "--sigma=abc": "--sigma: expected a number above 0 and up to 255.*received 'abc'",
+    "--sigma=-3": "--sigma: expected .* received '-3'",
+    "--sigma=0": "--sigma: expected .* received '0'",
+    "--sigma=300": "--sigma: expected .* received '300'",
+    "--sigma=nan": "--sigma: expected .* received 'nan'",
+    "--sigma=50,5": "--sigma: expected .* received '50,5'",
+    "--sigma=1,2,3": "--sigma: expected .* received '1,2,3'",
+    "--sigma=": "--sigma: expected .* received ''",
+    "--noise=impulse --alpha=1.5": "--alpha: expected a number between 0 and 1.*received '1.5'",
+    "--noise=impulse --alpha=1": "--alpha: expected .* received '1'",
+    "--noise=poisson --lam=0": "--lam: expected a number above 0.*received '0'",
+    "--noise=poisson --lam=inf": "--lam: expected .* received 'inf'",
+    "--noise=poisson --sigma=25": "--sigma: expected --lam with poisson noise, received the flag of gaussian noise",
+    "--lam=30": "--lam: expected --sigma with gaussian noise, received the flag of poisson noise",
+    "--noise=speckle": "noise.*speckle",
+    "--nose=gaussian": "nose",
+    "--crop=50": "--crop: expected a multiple of 32, received 50",
+    "--crop=abc": "crop.*abc",
+    "--final_images=5 --final_crop=100": "--final_crop: expected a multiple of 32, received 100",
+    "--preset=quick --train_images=10 --final_images=11": "--final_images: expected at most --train_images=10, re.* 11",
+    "--train_images=0": "train_images",
+    "--batch_size=-1": "batch_size",
+    "--learning_rate=0": "--learning_rate: expected a number above 0, received 0",
+    "--learning_rate=nan": "--learning_rate: expected a number above 0, received nan",
+    "--experiment=gauss25": "--experiment: expected one of .* received 'gauss25'",
+    "--experiment=gauss25-n2c --sigma=5": "--experiment: expected no other description of the run, received --sigma",
+    "--pipeline=n2c --parameter_source=known": "--parameter_source: expected with --pipeline=blindspot",
+    "--pipeline=n2c --covariance=diagonal": "--covariance: expected with --pipeline=blindspot",
+    "--likelihood=mixture": "--likelihood: expected with --noise=impulse",
+    "--noisy --pipeline=n2n": "--noisy: expected a pipeline that needs no clean picture",
+    "--noisy --validation=kodak": "--validation: expected none with --noisy",
+    "--parameter_start=high": "--parameter_start: expected published, estimate or a level, received 'high'",
+    "--parameter_rate=-1": "--parameter_rate: expected a number above 0",
+    "--train_data=/nowhere": "expected a folder with pictures, received '/nowhere'",
+    "--train_data=tfds:mnist": "tfds",
+    "--warm_start=/nowhere": "expected the folder of a run, received '/nowhere'",
+    "--validation=kodak": "--data_dir",
+    "gaussian": "expected flags .--name=value., received 'gaussian'",
+}
+
+
+@pytest.mark.parametrize("arguments", WRONG)
+def test_wrong_input_gets_one_sentence_and_writes_nothing(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
+    assert call(commands.train_main, "--preset=quick", *arguments.split(" ")) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+    assert re.search(WRONG[arguments], error), error
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_flags_at_all_give_the_help(capsys):
+    assert call(commands.train_main) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("TEXT") and "--train_data" in out and "--parameter_source" in out
+
+
+def test_a_script_ends_with_the_exit_code_and_without_a_traceback():
+    command = [sys.executable, "train.py", "--noise=gaussian", "--sigma=abc"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: --sigma") and done.stderr.count("\n") == 1
+
+
+def test_an_empty_folder_and_one_without_a_usable_picture_are_refused(tmp_path, capsys):
+    empty, broken = tmp_path / "empty", tmp_path / "broken"
+    empty.mkdir(), broken.mkdir()
+    assert call(commands.train_main, "--preset=quick", f"--train_data={empty}") == 1
+    assert "expected pictures" in capsys.readouterr().err
+    (broken / "a.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((20, 90, 3), np.uint8)).save(broken / "small.png")
+    (broken / "notes.txt").write_text("x")
+    assert call(commands.train_main, "--preset=quick", f"--train_data={broken}") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any("notes.txt" in line for line in lines)
+    assert any("a.png" in line and "no readable picture" in line for line in lines)
+    assert any("small.png" in line and "smaller than the crop" in line for line in lines)
+    assert lines[-1].startswith("error: expected pictures of at least 64x64")
+
+
+def test_defaults_are_the_papers_unless_the_preset_says_otherwise():
+    paper = options("--noise=impulse", "--alpha=0.5")
+    assert (paper.crop, paper.batch_size, paper.train_images) == (256, 4, 4_000_000)
+    assert (paper.learning_rate, paper.start, paper.rate) == (3e-4, "published", 1.0)
+    assert paper.experiment.name == "impulse50-blindspot-sigma_known"
+    quick = options("--preset=quick", "--crop=96")
+    assert quick.final_images == 0 and quick.clip_norm == 0
+    impulse = options("--preset=quick", "--noise=impulse", "--train_images=1000")
+    assert (impulse.final_images, impulse.final_crop, impulse.clip_norm) == (30, 256, 5.0)
+    assert options("--preset=quick", "--noise=impulse", "--crop=256").final_images == 0
+    assert quick.crop == 96 and quick.train_images < 10_000 and quick.experiment.name == "gauss25-blindspot-sigma_known"
+    noisy = options("--noisy", "--train_data=x")
+    assert noisy.experiment.parameter_source == "global" and noisy.validation == "none"
+
+
+def test_a_named_experiment_is_the_published_row():
+    assert options("--experiment=poisson5_50-blindspot-sigma_per_image-mono").experiment.name == (
+        "poisson5_50-blindspot-sigma_per_image-mono"
+    )
+
+
+def test_a_long_training_names_the_quick_preset(pictures, tmp_path, capsys, monkeypatch):
+    from ssdn_tf.training import run
+
+    monkeypatch.setattr(run, "Run", lambda *a, **k: (_ for _ in ()).throw(UserError("enough")))
+    call(commands.train_main, "--noise=gaussian", f"--train_data={pictures}", f"--runs={tmp_path}")
+    assert "more than a day; --preset=quick" in capsys.readouterr().out
+
+
+def test_evaluate_leaves_a_table_results_and_pictures(run_dir, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--dataset={pictures}", "--repeats=2", f"--output={out}"]
+    assert call(commands.evaluate_main, *flags) == 0
+    text = capsys.readouterr().out
+    assert "| denoiser | set |" in text and "gauss5_50-blindspot-sigma_known" in text
+    results = json.loads((out / "results.json").read_text())["results"][0]
+    assert len(results["rows"]) == 6 and results["standard_error_noise"] > 0
+    assert results["psnr"] == pytest.approx(np.mean([row["psnr"] for row in results["rows"]]))
+    assert len({row["level"] for row in results["rows"]}) == 6  # drawn anew for each
+    pictures_left = sorted(out.glob("*.png"))
+    assert len(pictures_left) == 2
+    with Image.open(pictures_left[0]) as strip:
+        assert strip.size == (5 * (48 + 4), 40 + 24)
+
+
+def test_the_noise_of_a_picture_depends_on_seed_set_name_and_repeat_only():
+    draws = {key: protocol.rng(*key).random() for key in
+             [(1, "kodak", "a.png", 0), (2, "kodak", "a.png", 0), (1, "set14", "a.png", 0),
+              (1, "kodak", "b.png", 0), (1, "kodak", "a.png", 1)]}  # fmt: skip
+    assert len(set(draws.values())) == 5
+    assert protocol.rng(1, "kodak", "a.png", 0).random() == draws[1, "kodak", "a.png", 0]
+
+
+def test_evaluate_refuses_what_it_cannot_do(run_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
+    for flags, words in {
+        ("--dataset=kodak",): "--data_dir",
+        ("--dataset=kodak", f"--data_dir={tmp_path}"): "expected \\*.png in",
+        ("--dataset=nothing",): "expected one of kodak, bsd300, set14, sample or a folder",
+        ("--alpha=0.5",): "--alpha: expected --sigma",
+    }.items():
+        assert call(commands.evaluate_main, f"--model={run_dir}", *flags) == 1
+        assert re.search(words, capsys.readouterr().err)
+    assert call(commands.evaluate_main, f"--runs={tmp_path}") == 1
+    assert "train first" in capsys.readouterr().err
+    assert call(commands.evaluate_main, f"--model={tmp_path}") == 1
+    assert "expected the folder of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 32)])
+def test_denoise_takes_any_size(run_dir, size, tmp_path):
+    source, target = tmp_path / "in.png", tmp_path / "out.png"
+    Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(source)
+    assert (
+        call(commands.denoise_main, f"--model={run_dir}", "--sigma=25", f"--input={source}", f"--output={target}") == 0
+    )
+    with Image.open(target) as image:
+        assert (image.height, image.width) == size and image.mode == "RGB"
+
+
+def test_denoise_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
+    source = tmp_path / "in.png"
+    Image.fromarray(np.full((32, 32, 3), 120, np.uint8)).save(source)
+    before = source.read_bytes()
+    for flags, words in {
+        (f"--input={source}", f"--output={source}", "--sigma=25"): "expected another file than --input",
+        (f"--input={source}",): "expected --output=FILE",
+        (f"--input={source}", f"--output={tmp_path / 'x.doc'}", "--sigma=25"): "expected a name ending in",
+        (f"--input={tmp_path / 'no.png'}", f"--output={tmp_path / 'x.png'}"): "cannot be read",
+        (f"--input={source}", f"--output={tmp_path / 'x.png'}"): "expected --sigma between 5 and 50",
+        (f"--input={source}", f"--output={tmp_path / 'x.png'}", "--tile=640"): "from 672 on, received 640",
+    }.items():
+        assert call(commands.denoise_main, f"--model={run_dir}", *flags) == 1
+        assert words in capsys.readouterr().err
+    assert source.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_newest_run_is_the_default(run_dir, pictures, tmp_path, capsys):
+    assert runs.newest_run(run_dir.parent) == run_dir
+    flags = [f"--runs={run_dir.parent}", f"--dataset={pictures}", f"--output={tmp_path}", "--pictures=0"]
+    assert call(commands.evaluate_main, *flags) == 0

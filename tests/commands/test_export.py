@@ -1,0 +1,146 @@
+"""From a run, or a published file, to a SavedModel, and what the other commands do with it."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import support
+import test_official
+
+from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.commands import main as commands
+from ssdn_tf.data import images
+from ssdn_tf.denoisers import experiments
+from ssdn_tf.serving import saved_model as serving
+
+ROOT = pathlib.Path(commands.__file__).resolve().parents[2]
+DEFINE = {
+    commands.train_main: train_flags.define,
+    commands.evaluate_main: commands._evaluate_flags,
+    commands.denoise_main: commands._denoise_flags,
+    commands.export_main: commands._export_flags,
+}
+
+
+def call(main, *arguments):
+    return cli.execute(main, DEFINE[main], "TEXT", ["x.py", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return support.write_pictures(tmp_path_factory.mktemp("pictures"), 2, 5, 7)
+
+
+def train(folder, pictures, *flags):
+    size = ["--train_images=4", "--batch_size=2", "--crop=32", "--width=2", "--learning_rate=0.01", "--jit=off"]
+    assert call(commands.train_main, f"--train_data={pictures}", f"--run_dir={folder}", *size, *flags) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run_dir(pictures, tmp_path_factory):
+    """A short training, with a validation."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train(folder, pictures, "--noise=gaussian", "--sigma=5,50", "--validation=sample")
+
+
+@pytest.fixture(scope="module")
+def saved_model(run_dir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("models") / "ssdn"
+    assert call(commands.export_main, f"--run={run_dir}", f"--output={output}") == 0
+    return output
+
+
+def test_the_model_card_says_where_the_model_comes_from(saved_model):
+    card = json.loads((saved_model / "1" / serving.CARD).read_text())
+    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
+    assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
+    assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
+
+
+@pytest.mark.parametrize("versions", [True, False])
+def test_evaluate_gives_the_table_of_the_run(run_dir, saved_model, pictures, tmp_path, versions, capsys):
+    """To 0.001 dB; the compiled network rounds differently from the exported one."""
+    found = []
+    for name, model in (("run", run_dir), ("saved", saved_model if versions else saved_model / "1")):
+        flags = [f"--model={model}", f"--dataset={pictures}", "--repeats=2", f"--output={tmp_path / name}"]
+        assert call(commands.evaluate_main, *flags) == 0
+        found.append(json.loads((tmp_path / name / "results.json").read_text())["results"][0])
+    one, other = found
+    assert one["name"] == other["name"] and len(one["rows"]) == len(other["rows"]) == 4
+    for row, again in zip(one["rows"], other["rows"]):
+        for key in ("psnr", "psnr_mu_x", "psnr_noisy", "level"):
+            assert row[key] == pytest.approx(again[key], abs=1e-3)
+    assert len({round(row["psnr"], 2) for row in one["rows"]}) > 1
+
+
+def test_nothing_is_written_into_a_saved_model(saved_model, pictures, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(saved_model.rglob("*"))
+    assert call(commands.evaluate_main, f"--model={saved_model}", f"--dataset={pictures}") == 0
+    assert sorted(saved_model.rglob("*")) == before and (tmp_path / "evaluation" / "results.json").exists()
+
+
+def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (33, 47, 3), np.uint16)
+    images.write(tmp_path / "in.png", pixels)
+    found = []
+    for name, model in (("run", run_dir), ("saved", saved_model)):
+        flags = [f"--model={model}", "--sigma=25", f"--input={tmp_path / 'in.png'}"]
+        assert call(commands.denoise_main, *flags, f"--output={tmp_path / name}.png") == 0
+        found.append(images.read(tmp_path / f"{name}.png").astype(int))
+    assert found[0].shape == (33, 47, 3) and found[0].max() > 255  # 16 bit in, 16 bit out
+    assert np.abs(found[0] - found[1]).max() <= 1 and found[0].std() > 0
+
+
+def test_the_bits_of_the_output_can_be_chosen(run_dir, tmp_path, capsys):
+    images.write(tmp_path / "in.png", np.full((32, 32, 3), 30000, np.uint16))
+    flags = [f"--model={run_dir}", "--sigma=25", f"--input={tmp_path / 'in.png'}"]
+    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'a.png'}", "--bits=8") == 0
+    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'b.jpg'}") == 0
+    assert images.read(tmp_path / "a.png").dtype == images.read(tmp_path / "b.jpg").dtype == np.uint8
+    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'c.jpg'}", "--bits=16") == 1
+    assert "expected an --output ending in .png" in capsys.readouterr().err and not (tmp_path / "c.jpg").exists()
+
+
+def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
+    experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
+    path = test_official.write(tmp_path, test_official.small_state(experiment))
+    assert call(commands.export_main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
+    assert "CC BY-NC 4.0" in capsys.readouterr().out
+    card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
+    assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
+
+
+def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "bad.pickle").write_bytes(b"no pickle")
+    output = f"--output={tmp_path / 'models'}"
+    for flags, words in {
+        (f"--run={run_dir}",): "expected --output=DIR, received none",
+        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected instead of --run, received both",
+        (f"--run={tmp_path}", output): "expected the folder of a run",
+        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "expected a folder for the versions of a model",
+        (f"--official={tmp_path / 'bad.pickle'}", output): "expected",
+        (f"--official={tmp_path / 'none.pickle'}", output): "none.pickle",
+        (f"--runs={tmp_path}", output): "train first",
+    }.items():
+        assert call(commands.export_main, *flags) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pickle", "file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_the_script_exports_whatever_backend_is_set(run_dir, tmp_path):
+    command = [sys.executable, str(ROOT / "export" / "savedmodel.py"), f"--run={run_dir}", "--output=models"]
+    settings = {"capture_output": True, "text": True, "cwd": tmp_path}
+    done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("models/1: gauss5_50") and (tmp_path / "models/1/saved_model.pb").exists()

@@ -1,0 +1,168 @@
+"""Tiles cover a picture once, and a network that sees only tiles answers as if it saw the whole."""
+
+import keras
+import numpy as np
+import pytest
+
+from ssdn_tf.inference import tiling
+from ssdn_tf.networks import paper
+
+# (height, width, side, halo, grid): awkward ones, on small grids where tiles are many.
+SIZES = [
+    (19, 37, 8, 1, 2),
+    (19, 37, 8, 0, 4),
+    (37, 19, 12, 3, 4),
+    (14, 9, 6, 2, 2),
+    (1, 1, 32, 320, 32),
+    (1, 100, 64, 16, 32),
+    (32, 33, 32, 0, 32),
+    (97, 128, 64, 10, 32),
+    (700, 1000, 704, 320, 32),
+]
+
+
+def marked(height, width, side, halo, grid):
+    """How often each pixel is written."""
+    count = np.zeros((height, width), int)
+    for tile in tiling.tiles(height, width, side, halo, grid):
+        count[tile.rows.target, tile.columns.target] += 1
+    return count
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_pixel_is_written_exactly_once(size):
+    assert (marked(*size) == 1).all()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_stitched_tiles_give_the_image_back(size):
+    image = np.arange(size[0] * size[1] * 2).reshape(*size[:2], 2)
+    tiles = tiling.tiles(*size)
+    filled = tiling.fill(image, size[4])
+    parts = [(tile, tile.cut(filled)) for tile in reversed(tiles)]
+    assert np.array_equal(tiling.stitch(parts, *size[:2]), image)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tiles_have_one_size_on_the_grid_and_keep_their_distance_from_inner_borders(size):
+    height, width, side, halo, grid = size
+    tiles = tiling.tiles(*size)
+    assert len({(tile.rows.side, tile.columns.side) for tile in tiles}) == 1
+    for length, spans in ((height, [t.rows for t in tiles]), (width, [t.columns for t in tiles])):
+        filled = tiling.to_grid(length, grid)
+        for span in spans:
+            assert span.read % grid == 0 and span.side % grid == 0 and span.side <= side
+            assert span.read + span.keep == span.write
+            assert 0 <= span.read and span.read + span.side <= filled
+            assert span.read == 0 or span.keep >= halo
+            assert span.read + span.side == filled or span.side - span.keep - span.length >= halo
+
+
+def test_a_picture_that_fits_in_is_one_tile_no_larger_than_needed():
+    (tile,) = tiling.tiles(33, 1, 1024)
+    assert (tile.rows.side, tile.columns.side) == (64, 32)
+    assert tiling.fill(np.ones((33, 1, 3))).sum() == 99
+
+
+def test_the_example_of_the_docstring():
+    first, second = tiling.spans(10, 6, halo=1, grid=2)
+    assert (first.read, first.keep, first.write, first.length) == (0, 0, 0, 5)
+    assert (second.read, second.keep, second.write, second.length) == (4, 1, 5, 5)
+
+
+@pytest.mark.parametrize("arguments", [(0, 64), (100, 50), (100, 0), (100, 64, 32), (100, 64, -1)])
+def test_impossible_tiles_are_refused(arguments):
+    with pytest.raises(ValueError, match="Received"):
+        tiling.spans(*arguments)
+
+
+def test_a_part_of_another_size_is_refused():
+    tiles = tiling.tiles(40, 40, 64)
+    with pytest.raises(ValueError, match="64x64"):
+        tiling.stitch([(tiles[0], np.zeros((40, 40, 1)))], 40, 40)
+
+
+# ---------------------------------------------------------------- with the network
+
+
+def network(blindspot, width=2):
+    """A small network with biases, which make what lies beyond a border differ from zeros."""
+    net = paper.UNet(3, blindspot=blindspot, width=width)
+    net.build((None, None, None, 3))
+    rng = np.random.default_rng(0)
+    for weight in net.weights:
+        if weight.name == "bias":
+            weight.assign(0.1 * rng.standard_normal(weight.shape))
+    return net
+
+
+def answer(net, picture):
+    return keras.ops.convert_to_numpy(net(picture[None]))[0]
+
+
+def tiled_answer(net, picture, side, halo, grid=tiling.GRID):
+    """From tiles of the filled-up picture."""
+    height, width = picture.shape[:2]
+    filled = tiling.fill(picture)
+    tiles = tiling.tiles(height, width, side, halo, grid)
+    return tiling.stitch([(tile, answer(net, tile.cut(filled))) for tile in tiles], height, width)
+
+
+def difference(net, shape, side, halo):
+    """Largest difference between the answers from tiles and from the whole."""
+    picture = np.random.default_rng(1).random((*shape, 3), np.float32)
+    whole = answer(net, tiling.fill(picture))[: shape[0], : shape[1]]
+    return np.abs(tiled_answer(net, picture, side, halo) - whole).max()
+
+
+@pytest.mark.parametrize("shape", [(1000, 40), (33, 743), (706, 737)])
+def test_tiles_with_the_halo_give_the_answer_of_the_whole(shape):
+    assert difference(network(blindspot=True), shape, 704, tiling.HALO) <= 1e-6
+
+
+def test_half_the_halo_is_enough_without_a_blind_spot():
+    assert difference(network(blindspot=False), (500, 40), 352, 160) <= 1e-6
+
+
+def test_a_small_halo_is_seen():
+    """Negative control: 0.1 where the answers reach 3."""
+    assert difference(network(blindspot=True), (500, 40), 256, 64) > 1e-2
+    assert difference(network(blindspot=False), (500, 40), 256, 32) > 1e-3
+
+
+def test_tiles_off_the_grid_are_seen():
+    """Negative control: the same halo, but the second tile starts at 16."""
+    net = network(blindspot=True, width=4)
+    picture = np.random.default_rng(1).random((736, 32, 3), np.float32)
+    whole = answer(net, picture)
+    moved = answer(net, picture[16 : 16 + 704])
+    assert np.abs(moved[336:368] - whole[352:384]).max() > 1e-2
+    aligned = answer(net, picture[32:])
+    assert np.abs(aligned[320:352] - whole[352:384]).max() <= 1e-6
+
+
+def test_the_grid_is_that_of_the_network():
+    assert tiling.GRID == paper.GRID
+
+
+def reach(blindspot):
+    """How many rows above and below a pixel its value reaches, over all positions on the grid.
+
+    With positive weights and no biases, whatever depends on the only bright pixel is positive.
+    """
+    net = paper.UNet(1, blindspot=blindspot, width=1)
+    net.build((None, None, None, 1))
+    for weight in net.weights:
+        weight.assign(np.full(weight.shape, weight.name == "kernel") / np.prod(weight.shape[:3]))
+    pictures = np.zeros((tiling.GRID, 768, 32, 1), np.float32)
+    position = 384 + np.arange(tiling.GRID)
+    pictures[np.arange(tiling.GRID), position, 16] = 1e20  # so that a thin share does not vanish
+    reached = keras.ops.convert_to_numpy(net(pictures)).any(axis=(2, 3))
+    first, last = reached.argmax(axis=1), 767 - reached[:, ::-1].argmax(axis=1)
+    return max(position - first), max(last - position)
+
+
+@pytest.mark.parametrize(("blindspot", "rows"), [(True, 315), (False, 157)])
+def test_the_halo_covers_what_the_network_sees(blindspot, rows):
+    assert reach(blindspot) == (rows, rows)
+    assert tiling.HALO - tiling.GRID < 315 <= tiling.HALO

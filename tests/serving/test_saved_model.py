@@ -1,0 +1,533 @@
+"""SavedModels: equal to the Keras model to the bit, blind, self-contained, and strict with requests."""
+
+import errno
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import sysconfig
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from ssdn_tf.data import images
+from ssdn_tf.denoisers import models
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.errors import UserError
+from ssdn_tf.serving import saved_model
+
+WIDTH = 4
+
+
+@pytest.fixture(autouse=True)
+def seeds():
+    """Instead of that of conftest.py, which empties TensorFlow's caches: each test would prepare the models
+    anew. `build` seeds what it draws, and nothing else here draws from TensorFlow or Keras."""
+
+
+SIZES = [(1, 1), (33, 47), (64, 64), (32, 96), (100, 35)]
+LEVELS = {"gaussian": 25.0, "poisson": 30.0, "impulse": 0.5}
+
+
+def bayesian(noise, source, channels):
+    return Experiment(noise, LEVELS[noise], LEVELS[noise], parameter_source=source, channels=channels)
+
+
+ALL = [bayesian(n, s, c) for n in LEVELS for s in ("known", "global", "per_image") for c in (3, 1)]
+SOME = [
+    bayesian("gaussian", "known", 3),
+    bayesian("poisson", "per_image", 1),
+    bayesian("impulse", "global", 3),
+    Experiment(pipeline="n2c", parameter_source=None),
+]
+CASES = [pytest.param(e, id=e.name, marks=[] if e in SOME else pytest.mark.slow) for e in {*ALL, *SOME}]
+CASES.sort(key=lambda case: case.id)
+
+
+def build(experiment):
+    """An inference model with biases that are not zero."""
+    keras.utils.set_random_seed(0)
+    model = models.build(experiment, width=WIDTH).inference
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.endswith("bias"):
+            variable.assign(rng.normal(0.1, 0.05, variable.shape))
+    return model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Function Experiment -> (Keras model, path of its SavedModel, loaded), each made once."""
+    made = {}
+
+    def get(experiment):
+        if experiment not in made:
+            model = build(experiment)
+            output = tmp_path_factory.mktemp(experiment.name)
+            path = saved_model.export(model, experiment, saved_model.model_card(experiment), output)
+            made[experiment] = model, path, tf.saved_model.load(str(path))
+        return made[experiment]
+
+    return get
+
+
+def pictures(count, height, width, channels=3, seed=0):
+    return np.random.default_rng(seed).random((count, height, width, channels), dtype=np.float32)
+
+
+def request(experiment, noisy, parameter=None):
+    """The inputs of a signature."""
+    inputs = {"noisy": tf.constant(noisy)}
+    if saved_model.takes_level(experiment):
+        level = experiment.parameter(experiment.low) if parameter is None else parameter
+        inputs["noise_parameter"] = tf.fill([len(noisy)], np.float32(level))
+    return inputs
+
+
+def keras_inputs(model, experiment, noisy):
+    """The same for the Keras model, filled up with zeros to its grid."""
+    count, height, width, _ = noisy.shape
+    inputs = {"noisy": np.pad(noisy, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)))}
+    if "noise_parameter" in model.input:
+        inputs["noise_parameter"] = np.full((count, 1, 1, 1), experiment.parameter(experiment.low), np.float32)
+    return inputs
+
+
+def posterior_name(experiment):
+    return "posterior" if experiment.pipeline == "blindspot" else "serving_default"
+
+
+# ---------------------------------------------------------------- the same function
+
+
+@pytest.mark.parametrize("experiment", CASES)
+def test_the_saved_model_is_the_keras_model_to_the_bit(exported, experiment):
+    model, _, loaded = exported(experiment)
+    for count in (1, 2):
+        for height, width in SIZES:
+            noisy = pictures(count, height, width, experiment.channels)
+            expected = model(keras_inputs(model, experiment, noisy))
+            found = loaded.signatures[posterior_name(experiment)](**request(experiment, noisy))
+            assert set(found) == set(expected)
+            for name in set(found) - {"noise_parameter"}:
+                assert found[name].dtype == tf.float32
+                np.testing.assert_array_equal(found[name], np.asarray(expected[name])[:, :height, :width])
+            if "noise_parameter" in found:
+                level = np.broadcast_to(np.asarray(expected["noise_parameter"]).ravel(), count)
+                np.testing.assert_array_equal(found["noise_parameter"], level)
+            answer = loaded.signatures["serving_default"](**request(experiment, noisy))
+            assert set(answer) == {"denoised"}
+            np.testing.assert_array_equal(answer["denoised"], found["denoised"])
+
+
+def test_the_saved_model_is_the_compiled_one_up_to_rounding(exported):
+    experiment = SOME[0]
+    model, _, loaded = exported(experiment)
+    noisy = pictures(1, 64, 64)
+    compiled = build(experiment)
+    compiled.compile(jit_compile=True)
+    expected = compiled.predict_on_batch(keras_inputs(model, experiment, noisy))
+    found = loaded.signatures["posterior"](**request(experiment, noisy))
+    for name in ("denoised", "mu_x", "prior_std", "posterior_std"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
+
+
+def test_other_weights_give_another_answer(exported):
+    """Control of the comparisons above."""
+    experiment = SOME[0]
+    _, _, loaded = exported(experiment)
+    noisy = pictures(1, 64, 64)
+    other = build(experiment)
+    kernel = next(v for v in other.variables if v.path.endswith("enc_conv0/kernel"))
+    kernel.assign(kernel * 1.001)
+    expected = other(keras_inputs(other, experiment, noisy))
+    found = loaded.signatures["posterior"](**request(experiment, noisy))
+    assert np.abs(found["mu_x"] - expected["mu_x"]).max() > 1e-5
+
+
+# ---------------------------------------------------------------- the blind spot at odd sizes
+
+
+def changed_at(picture, row, column, value):
+    copy = picture.copy()
+    copy[:, row, column] = value
+    return copy
+
+
+def own_pixel_changes(endpoint, experiment, noisy, places):
+    """Places whose mu_x changes with their own pixel, and those whose neighbours' mu_x do."""
+    before = endpoint(**request(experiment, noisy))["mu_x"].numpy()
+    own, others = [], []
+    for row, column in places:
+        after = endpoint(**request(experiment, changed_at(noisy, row, column, 1e6)))["mu_x"].numpy()
+        if not np.array_equal(after[:, row, column], before[:, row, column]):
+            own.append((row, column))
+        if not np.array_equal(after, before):
+            others.append((row, column))
+    return own, others
+
+
+BAND = [(32, 46), (32, 0), (0, 46), (31, 31), (32, 32), (30, 45), (17, 40), (32, 20), (0, 0), (5, 32)]
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_no_answer_depends_on_its_own_pixel_at_odd_sizes_and_in_the_border_band(exported, channels):
+    experiment = SOME[0] if channels == 3 else SOME[1]
+    _, _, loaded = exported(experiment)
+    noisy = pictures(1, 33, 47, channels)
+    own, others = own_pixel_changes(loaded.signatures["posterior"], experiment, noisy, BAND)
+    if experiment.parameter_source == "per_image":
+        assert own == []  # mu_x does not read the level
+    assert own == [] and others == BAND
+
+
+def test_a_reflection_would_show_a_pixel_itself(monkeypatch):
+    """Negative control: filled up by reflection, the network sees the pixel across the edge."""
+
+    def reflect(noisy):
+        fill = tf.math.floormod(-tf.shape(noisy)[1:3], 32)
+        padded = tf.pad(noisy, [[0, 0], [0, fill[0]], [0, fill[1]], [0, 0]], mode="REFLECT")
+        return tf.ensure_shape(padded, [None, None, None, 3])
+
+    monkeypatch.setattr(saved_model, "to_grid", reflect)
+    experiment = SOME[0]
+    endpoints = saved_model.Endpoints(build(experiment), experiment)
+    own, _ = own_pixel_changes(endpoints.posterior, experiment, pictures(1, 40, 47), [(38, 20), (20, 45)])
+    assert own == [(38, 20), (20, 45)]
+
+
+# ---------------------------------------------------------------- what is in the file
+
+
+def saved_proto(path):
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+
+
+@pytest.mark.parametrize("experiment", [e for e in SOME], ids=lambda e: e.name)
+def test_signatures_are_those_of_the_contract(exported, experiment):
+    _, path, _ = exported(experiment)
+    signatures = dict(saved_proto(path).meta_graphs[0].signature_def)
+    signatures.pop("__saved_model_init_op")
+
+    def described(tensors):
+        shapes = {n: [d.size for d in t.tensor_shape.dim] for n, t in tensors.items()}
+        return {n: (tf.as_dtype(t.dtype).name, shapes[n]) for n, t in tensors.items()}
+
+    picture, numbers, texts = ("float32", [-1, -1, -1, experiment.channels]), ("float32", [-1]), ("string", [-1])
+    level = {"noise_parameter": numbers} if saved_model.takes_level(experiment) else {}
+    names = ("denoised", "mu_x", "prior_std", "posterior_std")
+    expected = {
+        "serving_default": ({"noisy": picture} | level, {"denoised": picture}),
+        "posterior": ({"noisy": picture} | level, dict.fromkeys(names, picture) | {"noise_parameter": numbers}),
+        "denoise_png": ({"image_bytes": texts} | level, {"image_bytes": texts}),
+        "denoise_png16": ({"image_bytes": texts} | level, {"image_bytes": texts}),
+    }
+    if experiment.pipeline != "blindspot":
+        del expected["posterior"]
+    assert set(signatures) == set(expected)
+    for name, (inputs, outputs) in expected.items():
+        assert described(signatures[name].inputs) == inputs
+        assert described(signatures[name].outputs) == outputs
+        assert signatures[name].method_name == "tensorflow/serving/predict"
+
+
+def test_the_graph_holds_nothing_that_another_runtime_lacks(exported):
+    for experiment in SOME:
+        graph = saved_proto(exported(experiment)[1]).meta_graphs[0].graph_def
+        nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+        ops = {node.op for node in nodes}
+        assert not {op for op in ops if "Py" in op or "Numpy" in op or op.startswith("Xla")}, ops
+        functions = {f.signature.name for f in graph.library.function}
+        known = {op for op in ops - functions if hasattr(tf.raw_ops, op)} | {"_Retval", "_Arg"}
+        assert ops - functions <= known, ops - functions - known
+        compiled = [f.signature.name for f in graph.library.function if f.attr["_XlaMustCompile"].b]
+        assert not compiled and not any(node.attr["_XlaMustCompile"].b for node in nodes)
+        layers = {part.rstrip("_0123456789") for node in nodes for part in node.name.split("/")}
+        assert "unet" in layers and "loss" not in layers  # the loss belongs to training
+
+
+def test_the_card_says_what_the_model_is(exported):
+    _, path, _ = exported(SOME[0])
+    card = json.loads((path / saved_model.CARD).read_text())
+    assert card["noise"] == {"kind": "gaussian", "sigma": 25.0, "unit": "std, of 255"}
+    assert card["name"] == "gauss25-blindspot-sigma_known" and card["channels"] == 3
+    assert Experiment(**card["experiment"]) == SOME[0]
+
+
+def test_warm_up_requests_are_answered(exported):
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    for experiment in SOME[:2]:
+        _, path, loaded = exported(experiment)
+        seen = []
+        for record in tf.data.TFRecordDataset(str(path / saved_model.WARM_UP)):
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            sent = log.predict_log.request
+            inputs = {name: tf.constant(tf.make_ndarray(tensor)) for name, tensor in sent.inputs.items()}
+            loaded.signatures[sent.model_spec.signature_name](**inputs)
+            seen.append(sent.model_spec.signature_name)
+        assert sorted(seen) == sorted(loaded.signatures)
+
+
+# ---------------------------------------------------------------- pictures as bytes
+
+
+def png(endpoint, experiment, *data):
+    inputs = request(experiment, np.zeros((len(data), 1, 1, 1), np.float32))
+    del inputs["noisy"]
+    answer = endpoint(image_bytes=tf.constant(list(data)), **inputs)["image_bytes"].numpy()
+    return [images.decode(bytes(part), "answer") for part in answer]
+
+
+@pytest.mark.parametrize("dtype, name", [(np.uint8, "denoise_png"), (np.uint16, "denoise_png16")])
+@pytest.mark.parametrize("experiment", SOME[:2], ids=lambda e: e.name)
+def test_png_endpoints_match_the_float_endpoint(exported, experiment, dtype, name):
+    _, _, loaded = exported(experiment)
+    most = np.iinfo(dtype).max
+    pixels = (pictures(2, 33, 47, experiment.channels) * most).astype(dtype)
+    found = png(loaded.signatures[name], experiment, *map(images.encode_png, pixels))
+    expected = loaded.signatures["serving_default"](**request(experiment, images.to_float(pixels)))["denoised"]
+    quantize = images.to_uint8 if dtype == np.uint8 else images.to_uint16
+    assert all(part.dtype == dtype for part in found)
+    np.testing.assert_array_equal(np.stack(found), quantize(expected.numpy()))
+    assert np.stack(found).std() > 0
+
+
+def test_colour_and_gray_are_converted_as_everywhere(exported):
+    colour, gray = (pictures(1, 8, 9, c, seed=3)[0] * 255 for c in (3, 1))
+    colour, gray = colour.astype(np.uint8), gray.astype(np.uint8)
+    for experiment, sent in ((SOME[1], colour), (SOME[0], gray)):
+        _, _, loaded = exported(experiment)
+        endpoint = loaded.signatures["denoise_png"]
+        (found,) = png(endpoint, experiment, images.encode_png(sent))
+        (expected,) = png(endpoint, experiment, images.encode_png(images.to_channels(sent, experiment.channels)))
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_jpeg_and_transparency_are_taken(exported, tmp_path):
+    experiment = SOME[0]
+    _, _, loaded = exported(experiment)
+    pixels = np.full((16, 16, 4), 77, np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    Image.fromarray(pixels[..., :3]).save(tmp_path / "a.jpg", quality=100)
+    endpoint = loaded.signatures["denoise_png"]
+    (rgba,) = png(endpoint, experiment, (tmp_path / "a.png").read_bytes())
+    (rgb,) = png(endpoint, experiment, images.encode_png(pixels[..., :3]))
+    (jpeg,) = png(endpoint, experiment, (tmp_path / "a.jpg").read_bytes())
+    np.testing.assert_array_equal(rgba, rgb)
+    assert np.abs(jpeg.astype(int) - rgb).max() <= 3
+
+
+# ---------------------------------------------------------------- requests that make no sense
+
+
+def refused(function, **inputs):
+    with pytest.raises((tf.errors.InvalidArgumentError, TypeError)) as error:
+        function(**inputs)
+    return str(error.value)
+
+
+def test_requests_that_make_no_sense_are_refused_and_the_next_is_answered(exported):
+    experiment = SOME[0]
+    _, _, loaded = exported(experiment)
+    good = pictures(2, 8, 8)
+    bad = good.copy()
+    bad[0, 3, 3, 0] = np.nan
+    for name in ("serving_default", "posterior"):
+        endpoint = loaded.signatures[name]
+        for noisy in (bad, np.where(np.isnan(bad), np.inf, bad)):
+            assert "expected finite intensities" in refused(endpoint, **request(experiment, noisy))
+        assert "at least one picture" in refused(endpoint, **request(experiment, good[:0]))
+        assert "at least one pixel" in refused(endpoint, **request(experiment, good[:, :0]))
+        text = refused(endpoint, **request(experiment, good, parameter=25.0))
+        assert "sigma in [0, 1]" in text and "sigma 25 of 255 is 0.098" in text and "25" in text.split("received")[1]
+        assert "sigma in [0, 1]" in refused(endpoint, **request(experiment, good, parameter=-0.1))
+        assert "sigma in [0, 1]" in refused(endpoint, **request(experiment, good, parameter=np.nan))
+        one = request(experiment, good) | {"noise_parameter": tf.constant([0.1])}
+        assert "expected one a picture" in refused(endpoint, **one)
+        refused(endpoint, noisy=tf.constant(good))
+        refused(endpoint, **request(experiment, good[..., :2]))
+        refused(endpoint, **request(experiment, good[0]))
+        assert np.isfinite(endpoint(**request(experiment, good))["denoised"]).all()
+
+
+@pytest.mark.parametrize("kind, wrong", [("poisson", 0.0), ("poisson", np.inf), ("impulse", 1.5), ("impulse", -0.5)])
+def test_levels_of_the_other_noise_models_are_checked(kind, wrong):
+    experiment = bayesian(kind, "known", 3)
+    endpoints = saved_model.Endpoints(build(experiment), experiment)
+    noisy = pictures(1, 8, 8)
+    assert "noise_parameter: expected" in refused(endpoints.posterior, **request(experiment, noisy, parameter=wrong))
+    assert np.isfinite(endpoints.posterior(**request(experiment, noisy))["denoised"]).all()
+
+
+def test_bytes_that_are_no_picture_are_refused(exported):
+    experiment = SOME[3]
+    _, _, loaded = exported(experiment)
+    whole = images.encode_png((pictures(1, 40, 40)[0] * 255).astype(np.uint8))
+    other = images.encode_png(np.zeros((8, 9, 3), np.uint8))
+    for name in ("denoise_png", "denoise_png16"):
+        for data in ([b"no picture"], [b""], [whole[:60]], [whole, other], []):
+            refused(loaded.signatures[name], image_bytes=tf.constant(data, tf.string))
+        png(loaded.signatures[name], experiment, whole)
+
+
+# ---------------------------------------------------------------- without this package
+
+
+RUN_ALONE = """
+import sys
+import numpy as np, tensorflow as tf
+for name in ("keras", "ssdn_tf"):
+    try:
+        __import__(name)
+        sys.exit("not hidden")
+    except ModuleNotFoundError:
+        pass
+data = np.load(sys.argv[2])
+signature = tf.saved_model.load(sys.argv[1]).signatures["posterior"]
+found = signature(noisy=tf.constant(data["noisy"]), noise_parameter=tf.constant(data["noise_parameter"]))
+for name, value in found.items():
+    assert np.array_equal(value, data[name]), name
+print("equal")
+"""
+
+
+def test_the_saved_model_runs_where_neither_keras_nor_this_package_is(exported, tmp_path):
+    experiment = SOME[0]
+    _, path, loaded = exported(experiment)
+    inputs = request(experiment, pictures(1, 33, 47))
+    expected = {name: value.numpy() for name, value in loaded.signatures["posterior"](**inputs).items()}
+    np.savez(tmp_path / "data.npz", noisy=inputs["noisy"], **expected)
+    # -S: no site-packages; instead links to all in it but what is to be hidden.
+    others = tmp_path / "packages"
+    others.mkdir()
+    for package in pathlib.Path(sysconfig.get_path("purelib")).iterdir():
+        if not package.name.startswith(("keras", "tf_keras", "ssdn_tf", "__editable__")):
+            os.symlink(package, others / package.name)
+    command = [sys.executable, "-S", "-c", RUN_ALONE, str(path), str(tmp_path / "data.npz")]
+    settings = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 300}
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(others)}, **settings)
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_the_saved_model_runs_through_the_c_interface(exported, tmp_path):
+    experiment = SOME[0]
+    _, path, loaded = exported(experiment)
+    noisy = pictures(1, 33, 47)
+    expected = loaded.signatures["posterior"](**request(experiment, noisy))["posterior_std"].numpy()
+    signature = saved_proto(path).meta_graphs[0].signature_def["posterior"]
+    names = [signature.inputs["noisy"].name, signature.inputs["noise_parameter"].name]
+    names.append(signature.outputs["posterior_std"].name)
+    program = compile_c(tmp_path)
+    (tmp_path / "noisy").write_bytes(noisy.tobytes())
+    sizes = [str(side) for side in noisy.shape[1:3]]
+    level = repr(float(np.float32(25 / 255)))
+    command = [str(program), str(path), *names, *sizes, level, str(tmp_path / "noisy"), str(tmp_path / "answer")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = np.frombuffer((tmp_path / "answer").read_bytes(), np.float32).reshape(expected.shape)
+    np.testing.assert_array_equal(found, expected)
+    command[command.index(level)] = "25"  # and an error comes back as one
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "sigma in [0, 1]" in done.stderr
+
+
+def compile_c(folder):
+    library = pathlib.Path(tf.sysconfig.get_lib())
+    for name in ("libtensorflow_cc.so", "libtensorflow_framework.so"):
+        os.symlink(library / f"{name}.2", folder / name)
+    source = pathlib.Path(__file__).parents[1] / "c_interface.c"
+    program = folder / f"c_interface{sysconfig.get_config_var('EXE') or ''}"
+    flags = [f"-I{tf.sysconfig.get_include()}", f"-L{folder}", f"-Wl,-rpath,{library}"]
+    command = ["gcc", str(source), "-o", str(program), *flags, "-ltensorflow_cc", "-ltensorflow_framework"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return program
+
+
+# ---------------------------------------------------------------- places
+
+
+def fake_write(model, experiment, card, folder):
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"")
+
+
+def test_versions_count_up_and_leave_the_others_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(saved_model, "_write", fake_write)
+    output = tmp_path / "models" / "ssdn"
+    found = [saved_model.export(None, None, {}, output).name for _ in range(2)]
+    (output / "7").mkdir()
+    (output / "notes").mkdir()
+    found.append(saved_model.export(None, None, {}, output).name)
+    assert found == ["1", "2", "8"]
+    assert sorted(p.name for p in output.iterdir()) == ["1", "2", "7", "8", "notes"]
+    assert saved_model.find(output) == output / "8" and saved_model.find(output / "1") == output / "1"
+    assert saved_model.find(tmp_path) is None
+
+
+def test_a_number_that_another_export_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
+    def racing(model, experiment, card, folder):
+        fake_write(model, experiment, card, folder)
+        rename = os.rename
+
+        def late(source, place):
+            monkeypatch.setattr(os, "rename", rename)
+            place.mkdir()
+            (place / "saved_model.pb").write_bytes(b"theirs")
+            rename(source, place)
+
+        monkeypatch.setattr(os, "rename", late)
+
+    monkeypatch.setattr(saved_model, "_write", racing)
+    assert saved_model.export(None, None, {}, tmp_path).name == "2"
+    assert (tmp_path / "1" / "saved_model.pb").read_bytes() == b"theirs"
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(model, experiment, card, folder):
+        fake_write(model, experiment, card, folder)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(saved_model, "_write", full)
+    with pytest.raises(UserError, match="expected to write a model, received 'No space left on device'"):
+        saved_model.export(None, None, {}, tmp_path / "a")
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_places_that_are_no_folder_of_versions_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_text("mine")
+    for name in ("file", "model"):
+        with pytest.raises(UserError, match="expected a folder for the versions of a model"):
+            saved_model.export(None, None, {}, tmp_path / name)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_folders_that_are_no_model_of_ours_are_refused(exported, tmp_path):
+    with pytest.raises(UserError, match="expected a SavedModel written by export/savedmodel.py"):
+        saved_model.load(tmp_path)
+    _, path, _ = exported(SOME[0])
+    copy = tmp_path / "copy"
+    shutil.copytree(path, copy)
+    (copy / "saved_model.pb").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="cannot be read"):
+        saved_model.load(copy)
+
+
+def test_a_loaded_model_answers_like_the_keras_one(exported):
+    experiment = SOME[0]
+    model, path, _ = exported(experiment)
+    found_experiment, served = saved_model.load(path)
+    assert found_experiment == experiment and set(served.input) == {"noisy", "noise_parameter"}
+    inputs = keras_inputs(model, experiment, pictures(1, 32, 64))
+    expected, found = model(inputs), served.predict_on_batch(inputs)
+    for name in set(expected) - {"noise_parameter"}:
+        np.testing.assert_array_equal(found[name], expected[name])

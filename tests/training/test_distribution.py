@@ -1,0 +1,501 @@
+"""Several devices and several workers train what one device trains; and what a user is told where they cannot.
+
+The processes of a test start together, so that their loading overlaps.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ssdn_tf.commands import cli, main, train_flags
+from ssdn_tf.errors import UserError
+from ssdn_tf.training import distribution, supervisor
+from ssdn_tf.training import tf_config as tasks
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 20
+# The networks are float32, the algebra is float64. What differs is the order of sums over a batch, as each
+# replica adds up its own half first.
+LOSSES, WEIGHTS = 1e-6, 1e-5  # relative, absolute
+# Trainings of 20 steps at a constant rate: as they are; and with a limit that every gradient exceeds and a sample
+# that is not finite, in the second half of the sixth batch, so in one replica only.
+PROGRAM = """
+import functools, json, os, sys
+import keras, numpy as np
+from ssdn_tf.commands import cli
+cli.load_keras()
+from ssdn_tf.data import samples as data, batches as feeds
+from ssdn_tf.denoisers import models as denoisers, experiments
+from ssdn_tf.training import distribution
+from ssdn_tf.training.optimizers import SkippingAdam
+
+out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+if count > 1:
+    distribution.split_cpu(count)
+devices = distribution.make(strategy, 4)
+experiment = experiments.Experiment()
+
+class Spoiled:
+    def __init__(self, samples):
+        self.samples = samples
+    def batch(self, start, size):
+        batch = self.samples.batch(start, size)
+        for i in range(size):
+            if start + i == 4 * 5 + 3:
+                batch["noisy"][i] = np.nan
+        return batch
+
+@functools.cache
+def built(clip):
+    # (model, the values its variables start with), compiled once for all trainings with this limit
+    keras.utils.set_random_seed(0)
+    with devices.scope():
+        model = denoisers.build(experiment, width=4).training
+        optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=clip)
+        optimizer.build(model.trainable_variables)
+    jit = keras.backend.backend() == "jax" or bool(os.environ.get("JIT"))
+    model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
+    return model, [v.numpy() for v in model.variables + optimizer.variables]
+
+def run(seed, clip, spoil):
+    rng = np.random.default_rng(seed)
+    pictures = [np.kron(rng.integers(0, 256, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(4)]
+    samples = data.Samples(pictures, experiment, denoisers.noise_model(experiment), crop=32, seed=seed)
+    if spoil:
+        samples = Spoiled(samples)
+    model, values = built(clip)
+    with devices.scope():
+        for variable, value in zip(model.variables + model.optimizer.variables, values):
+            variable.assign(value)
+    first = {v.path: v.numpy() for v in model.variables}
+    feed = feeds.batches(samples, 4, 0, 20, devices.strategy)
+    losses = model.fit(feed, epochs=20, steps_per_epoch=1, verbose=0, shuffle=False).history["loss"]
+    return first, losses, {v.path: v.numpy() for v in model.variables}, model.optimizer.skipped.numpy()
+
+status = open("/proc/self/status").read() if sys.platform == "linux" else "SigCgt: 0"
+caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+arrays = {"replicas": devices.replicas, "catches SIGTERM": bool(caught >> 14 & 1)}
+for name, seed, clip, spoil in seeds:
+    first, losses, last, skipped = run(seed, clip, spoil)
+    arrays |= {f"{name} first {k}": v for k, v in first.items()} | {f"{name} last {k}": v for k, v in last.items()}
+    arrays |= {f"{name} losses": np.array(losses), f"{name} skipped": skipped}
+np.savez(out, **arrays)
+"""
+PLAIN, SPOILED = ("plain", 0, None, False), ("spoiled", 0, 0.05, True)
+CONTROLS = [("clipped", 0, 0.05, False), ("spoiled only", 0, None, True), ("other", 1, None, False)]
+
+
+class Result:
+    def __init__(self, file):
+        with np.load(file) as arrays:
+            self.arrays = {name: arrays[name] for name in arrays.files}
+
+    def losses(self, case):
+        return self.arrays[f"{case} losses"]
+
+    def weights(self, case, when="last"):
+        prefix = f"{case} {when} "
+        return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    def skipped(self, case):
+        return int(self.arrays[f"{case} skipped"])
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def tf_config(ports, index):
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
+
+
+def start(file, strategy, devices=1, cases=(PLAIN, SPOILED), **environment):
+    command = [sys.executable, "-c", PROGRAM, str(file), strategy, str(devices), json.dumps(cases)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=os.environ | environment, **streams)
+
+
+def finished(folder, started):
+    """{name: Result} of {name: process}, which have written folder/name.npz."""
+    printed = {name: process.communicate(timeout=300)[0] for name, process in started.items()}
+    failed = [f"{name}: {printed[name][-2000:]}" for name, process in started.items() if process.returncode != 0]
+    assert not failed, "\n".join(failed)
+    return {name: Result(folder / f"{name}.npz") for name in started}
+
+
+def start_elsewhere(folder, cases):
+    """{name: process} under JAX, and of two workers."""
+    ports = free_ports(2)
+    return {
+        "jax": start(folder / "jax.npz", "auto", cases=cases, KERAS_BACKEND="jax"),
+        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, cases=cases, KERAS_BACKEND="jax"),
+        "worker 0": start(folder / "worker 0.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 0)),
+        "worker 1": start(folder / "worker 1.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 1)),
+    }
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """{name: Result} of the same trainings in six places."""
+    folder = tmp_path_factory.mktemp("results")
+    here = {
+        "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
+        "mirrored": start(folder / "mirrored.npz", "mirrored", 2),
+    }
+    return finished(folder, here | start_elsewhere(folder, [PLAIN]))
+
+
+def largest(one, other):
+    assert one.keys() == other.keys()
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+def test_the_controls_can_see_a_difference(results):
+    one = results["one"]
+    for case in ("plain", "spoiled"):
+        assert largest(one.weights(case), one.weights(case, "first")) > 1e-3  # they have moved
+    # A limit that is not applied, a step that is not left out: each would be seen.
+    for case in ("clipped", "spoiled only"):
+        assert largest(one.weights(case), one.weights("spoiled")) > 20 * WEIGHTS
+    assert largest(one.weights("other"), one.weights("plain")) > 100 * WEIGHTS
+    assert np.abs(one.losses("other") / one.losses("plain") - 1).max() > 100 * LOSSES
+    assert one.skipped("spoiled") == 1 and one.skipped("plain") == 0
+    assert np.isnan(one.losses("spoiled")[5]) and np.isfinite(np.delete(one.losses("spoiled"), 5)).all()
+
+
+def assert_same_training(one, two, case):
+    assert largest(one.weights(case, "first"), two.weights(case, "first")) == 0
+    apart = np.nanmax(np.abs(two.losses(case) / one.losses(case) - 1))
+    print(f"losses {apart:.2g}, weights {largest(one.weights(case), two.weights(case)):.2g}")
+    assert np.array_equal(np.isnan(two.losses(case)), np.isnan(one.losses(case)))
+    assert apart < LOSSES
+    assert largest(one.weights(case), two.weights(case)) < WEIGHTS
+    assert two.skipped(case) == one.skipped(case)
+
+
+PLACES = [(place, "plain") for place in ("mirrored", "worker 0", "worker 1", "jax", "jax, two devices")]
+
+
+@pytest.mark.parametrize(("place", "case"), [*PLACES, ("mirrored", "spoiled")])
+def test_every_place_trains_what_one_device_trains(results, place, case):
+    one, two = results["one"], results[place]
+    assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
+    assert_same_training(one, two, case)
+
+
+@pytest.mark.slow
+def test_limit_and_skip_are_the_same_in_every_place_and_compiled(results, tmp_path):
+    compiled = {"compiled": start(tmp_path / "compiled.npz", "mirrored", 2, JIT="1")}
+    found = finished(tmp_path, compiled | start_elsewhere(tmp_path, [SPOILED]))
+    for two in found.values():
+        assert_same_training(results["one"], two, "spoiled")
+    assert_same_training(results["one"], found["compiled"], "plain")
+    assert largest(found["worker 0"].weights("spoiled"), found["worker 1"].weights("spoiled")) == 0
+
+
+def test_workers_hold_the_same_bits(results):
+    assert largest(results["worker 0"].weights("plain"), results["worker 1"].weights("plain")) == 0
+
+
+def test_sigterm_ends_a_worker_that_does_not_train_yet(results):
+    """TensorFlow takes the signal for itself when workers meet."""
+    assert not results["worker 0"].arrays["catches SIGTERM"] and not results["worker 1"].arrays["catches SIGTERM"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "lost"),
+    [
+        ("UnavailableError", "Connection reset by peer", True),
+        ("CancelledError", "Collective ops is aborted", True),
+        ("FailedPreconditionError", "RecvBuf expects a different device incarnation", True),
+        ("FailedPreconditionError", "Could not find variable", False),
+        ("InternalError", "NCCL: unhandled system error", True),
+        ("InternalError", "Blas GEMM launch failed", False),
+        ("ResourceExhaustedError", "OOM", False),
+    ],
+)
+def test_what_counts_as_the_loss_of_a_worker(monkeypatch, error, message, lost):
+    import tensorflow as tf
+
+    codes = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with contextlib.suppress(tf.errors.OpError), distribution.loses_workers():
+        raise getattr(tf.errors, error)(None, None, message)
+    assert codes == ([supervisor.LOST] if lost else [])
+
+
+# ---------------------------------------------------------------- what TF_CONFIG may say
+
+
+def config(cluster, kind="worker", index=0):
+    return json.dumps({"cluster": cluster, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        (config({"worker": ["a:1", "b:2"]}), 0),
+        (config({"worker": ["a:1", "b:2"]}, index=1), 1),
+        (config({"chief": ["a:1"], "worker": ["b:2"]}, "chief"), 0),
+        (config({"chief": ["a:1"], "worker": ["b:2"]}), 1),
+    ],
+)
+def test_the_chief_is_worker_0(text, index):
+    assert tasks.parse_task(text) == tasks.Task(("a:1", "b:2"), index)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no JSON", "[]", "null", "{}", '{"cluster": {}}', config({}), config({"worker": []}), config({"worker": "a:1"}),
+        config({"worker": ["a"]}), config({"worker": ["a:0"]}), config({"worker": ["a:70000"]}),
+        config({"worker": [1]}), config({"worker": ["a:1"]}, index=1), config({"worker": ["a:1"]}, index="0"),
+        config({"worker": ["a:1"]}, index=-1), config({"worker": ["a:1"]}, "ps"),
+        config({"chief": ["a:1", "b:2"], "worker": ["c:3"]}),
+    ],
+)  # fmt: skip
+def test_a_wrong_tf_config_is_a_sentence(text):
+    with pytest.raises(UserError, match=r"^TF_CONFIG: expected .*, received .*\.$"):
+        tasks.parse_task(text)
+
+
+# ---------------------------------------------------------------- choosing devices
+
+
+class Gpu:
+    def __init__(self, number):
+        self.name = f"GPU:{number}"
+
+
+def chosen(monkeypatch, found, strategy, batch_size):
+    """How many devices are taken."""
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setattr(distribution, "_local_devices", lambda: [Gpu(i) for i in range(found)])
+    taken = []
+    monkeypatch.setattr("tensorflow.distribute.MirroredStrategy", taken.extend)
+    monkeypatch.setattr(distribution, "TensorFlowDevices", lambda _: types_of(len(taken)))
+    return distribution.make(strategy, batch_size).replicas
+
+
+def types_of(count):
+    devices = distribution.Devices()
+    devices.replicas = count
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("found", "strategy", "batch_size", "taken"),
+    [(1, "auto", 4, 1), (2, "auto", 4, 2), (8, "auto", 4, 4), (3, "auto", 4, 2), (4, "auto", 1, 1),
+     (2, "mirrored", 4, 2), (4, "one_device", 4, 1), (4, "one_device", 3, 1)],
+)  # fmt: skip
+def test_auto_takes_as_many_devices_as_share_a_batch(monkeypatch, capsys, found, strategy, batch_size, taken):
+    assert chosen(monkeypatch, found, strategy, batch_size) == taken
+    warned = f"{taken} of {found} devices are used" in capsys.readouterr().err
+    assert warned == (strategy == "auto" and taken < found)
+
+
+def test_a_batch_that_cannot_be_shared_is_a_sentence(monkeypatch):
+    with pytest.raises(UserError, match="--batch_size: expected a multiple of the 3 devices .*, received 4"):
+        chosen(monkeypatch, 3, "mirrored", 4)
+
+
+# ---------------------------------------------------------------- on the command line
+
+
+def train(folder, *flags, **environment):
+    """(exit code, standard error) of the command, by itself."""
+    command = [sys.executable, ROOT / "train.py", *flags]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"} | environment
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, cwd=folder)
+    return done.returncode, done.stderr
+
+
+@pytest.fixture
+def train_here(monkeypatch, capsys):
+    """The same in this process, which has loaded TensorFlow."""
+
+    def run(folder, *flags, **environment):
+        monkeypatch.delenv("TF_CONFIG", raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.chdir(folder)
+        code = cli.execute(main.train_main, train_flags.define, "TEXT", ["train.py", *flags], True)
+        return code, capsys.readouterr().err
+
+    return run
+
+
+REFUSALS = {
+    "mirrored on one device": (
+        ["--strategy=mirrored"],
+        {},
+        "--strategy=mirrored: expected two devices or more, received one",
+    ),
+    "no TF_CONFIG": (
+        ["--strategy=multi_worker"],
+        {},
+        "--strategy=multi_worker: expected .* TF_CONFIG, .* received none",
+    ),
+    "no JSON": ([], {"TF_CONFIG": "{"}, "TF_CONFIG: expected JSON such as .*, received '{'"),
+    "bfloat16": (["--precision=bfloat16"], {}, "--precision=bfloat16: expected a device that .*, received a CPU"),
+    "steps at once": (
+        ["--strategy=mirrored", "--cpu_devices=2", "--batch_size=4", "--steps_per_execution=2"],
+        {},
+        "--steps_per_execution: expected 1 with several replicas, .* received 2",
+    ),
+    "JAX": (
+        ["--strategy=multi_worker"],
+        {"KERAS_BACKEND": "jax", "TF_CONFIG": "PORTS"},
+        "--strategy=multi_worker: expected KERAS_BACKEND=tensorflow, received jax",
+    ),
+    "no folder": (["--run_dir="], {"TF_CONFIG": "PORTS"}, "--run_dir: expected with several workers, .*received none"),
+    "unreachable": (
+        ["--wait_minutes=0.2", "--batch_size=2"],
+        {"TF_CONFIG": "PORTS"},
+        r"TF_CONFIG: expected 2 workers to find each other, received no answer from localhost:\d+",
+    ),
+}
+
+
+# Those that need a backend, devices or a child of their own.
+APART = ("steps at once", "JAX", "unreachable")
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_cannot_be_is_a_sentence_and_writes_nothing(tmp_path, train_here, case):
+    flags, environment, expected = REFUSALS[case]
+    if environment.get("TF_CONFIG") == "PORTS":
+        environment = environment | {"TF_CONFIG": tf_config(free_ports(2), 0)}
+    run = train if case in APART else train_here
+    code, printed = run(tmp_path, "--preset=quick", f"--run_dir={tmp_path / 'run'}", *flags, **environment)
+    errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+    assert code == 1 and len(errors) == 1, printed
+    assert re.match(f"error: {expected}.*\\.$", errors[0]), errors
+    assert "Traceback" not in printed
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- workers that are lost
+
+
+FLAGS = [
+    "--noise=gaussian", "--sigma=25", "--train_data=sample", "--batch_size=4", "--crop=32", "--width=4",
+    "--learning_rate=1e-3", "--report_images=40", "--jit=off", "--train_images=600", "--checkpoint_minutes=0.02",
+]  # fmt: skip
+
+
+class Workers:
+    """Two workers that train one run on this machine."""
+
+    def __init__(self, folder):
+        self.folder, self.ports = folder, free_ports(2)
+        self.processes = [self.start(0), self.start(1)]
+
+    def start(self, index):
+        command = [sys.executable, ROOT / "train.py", *FLAGS, f"--run_dir={self.folder / 'run'}"]
+        log = (self.folder / f"worker{index}.log").open("a")
+        environment = os.environ | {"TF_CONFIG": tf_config(self.ports, index)}
+        with log:
+            return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+
+    def kill_and_restart(self, index):
+        self.processes[index].kill()
+        self.processes[index].wait()
+        self.processes[index] = self.start(index)
+
+    def wait(self):
+        return [process.wait(timeout=300) for process in self.processes]
+
+    def log(self, index):
+        return (self.folder / f"worker{index}.log").read_text()
+
+
+def checkpoint(folder):
+    with np.load(folder / "run" / "checkpoint.npz") as file:
+        return {name: file[name] for name in file.files if name != "position"}
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_worker_that_was_killed_and_started_again_changes_nothing(tmp_path, lost):
+    folders = [tmp_path / name for name in ("whole", "killed")]
+    for folder in folders:
+        folder.mkdir()
+    assert Workers(folders[0]).wait() == [0, 0]
+    workers = Workers(folders[1])
+    wait_for(folders[1] / "run" / "checkpoint.npz")
+    time.sleep(1)
+    workers.kill_and_restart(lost)
+    assert workers.wait() == [0, 0]
+    assert "another worker is lost; waiting for" in workers.log(1 - lost)
+    assert "goes on after" in workers.log(0)
+    whole, killed = map(checkpoint, folders)
+    assert whole.keys() == killed.keys() and all(np.array_equal(whole[name], killed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_workers_with_other_flags_are_refused(tmp_path):
+    ports, processes = free_ports(2), []
+    for index in range(2):
+        command = [sys.executable, ROOT / "train.py", *FLAGS, f"--seed={index}", f"--run_dir={tmp_path / 'run'}"]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        environment = os.environ | {"TF_CONFIG": tf_config(ports, index)}
+        processes.append(subprocess.Popen(command, env=environment, **streams))
+    for process in processes:
+        errors = process.communicate(timeout=200)[1]
+        assert process.returncode == 1 and "error: expected the same flags and pictures on all workers" in errors
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_signal_ends_all_workers_after_a_checkpoint(tmp_path, connected):
+    workers = Workers(tmp_path)
+    if connected:
+        wait_for(tmp_path / "run" / "checkpoint.npz")
+        workers.processes[1].send_signal(signal.SIGTERM)
+        assert workers.wait() == [130, 130]
+        assert "saved after" in workers.log(0) and "To go on: python train.py" in workers.log(0)
+    else:
+        workers.processes[1].kill()
+        time.sleep(8)  # worker 0 waits in TensorFlow, which hears nothing
+        workers.processes[0].send_signal(signal.SIGINT)
+        assert workers.processes[0].wait(timeout=10) == 130
+
+
+# ---------------------------------------------------------------- what the documentation says
+
+
+def test_the_kubernetes_job_gives_each_worker_its_tf_config():
+    text = (ROOT / "docs" / "kubernetes.yaml").read_text()
+    script = re.search(r"args:\n\s+- \|\n(.*?)\n\s+resources:", text, re.DOTALL)[1]
+    script = script.replace("exec python train.py", "printenv TF_CONFIG; echo")
+    for index in range(2):
+        environment = os.environ | {"WORKERS": "2", "JOB_COMPLETION_INDEX": str(index)}
+        done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=environment, check=True)
+        task = tasks.parse_task(done.stdout.rpartition("}")[0] + "}")
+        assert task == tasks.Task(("ssdn-0.ssdn:2222", "ssdn-1.ssdn:2222"), index)

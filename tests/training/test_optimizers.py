@@ -1,0 +1,214 @@
+"""SkippingAdam is Adam to the bit, except that a non-finite gradient changes nothing."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from ssdn_tf.training.optimizers import SkippingAdam
+from ssdn_tf.training.schedules import RampUpRampDown
+
+SETTINGS = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-8}
+SHAPES = [(3, 3, 2, 4), (4,), (1, 1, 1, 1)]
+
+
+def schedule():
+    return RampUpRampDown(peak=3e-4, train_images=40, batch_size=4)
+
+
+def variables():
+    values = [np.random.default_rng(1).standard_normal(shape).astype(np.float32) for shape in SHAPES]
+    return [keras.Variable(value, name=f"v{i}") for i, value in enumerate(values)]
+
+
+def gradients(step):
+    rng = np.random.default_rng((2, step))
+    return [tf.constant(rng.standard_normal(shape).astype(np.float32)) for shape in SHAPES]
+
+
+def spoilt(step, which, value):
+    """Gradients with one bad number, in the tensor `which`."""
+    result = [np.array(g) for g in gradients(step)]
+    result[which].flat[-1] = value
+    return [tf.constant(g) for g in result]
+
+
+def started(optimizer, steps=3):
+    """(optimizer, weights) after some ordinary steps."""
+    weights = variables()
+    for step in range(steps):
+        optimizer.apply(gradients(step), weights)
+    return optimizer, weights
+
+
+def state(optimizer, weights):
+    """Weights, moments; without the counters."""
+    return copies([*weights, *optimizer._momentums, *optimizer._velocities])
+
+
+def copies(variables):
+    return [v.numpy().copy() for v in variables]
+
+
+def assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("rate", [1e-2, schedule()], ids=["constant", "schedule"])
+def test_finite_steps_are_those_of_adam_to_the_bit(rate):
+    ours, our_weights = started(SkippingAdam(rate, **SETTINGS), 10)
+    adam, weights = started(keras.optimizers.Adam(rate, **SETTINGS), 10)
+    assert_equal(state(ours, our_weights), state(adam, weights))
+    assert int(ours.iterations) == int(adam.iterations) == 10
+    assert int(ours.skipped) == int(ours.skipped_in_a_row) == 0
+
+
+def test_finite_steps_change_every_weight():
+    """So that "leaves it alone" below says something."""
+    _, before = started(SkippingAdam(1e-2, **SETTINGS), 0)
+    _, after = started(SkippingAdam(1e-2, **SETTINGS), 1)
+    for a, b in zip(before, after):
+        assert np.all(a.numpy() != b.numpy())
+
+
+@pytest.mark.parametrize("which", range(len(SHAPES)))
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+def test_one_bad_number_leaves_weights_and_moments_alone(which, value):
+    optimizer, weights = started(SkippingAdam(1e-2, **SETTINGS))
+    before = state(optimizer, weights)
+    optimizer.apply(spoilt(3, which, value), weights)
+    assert_equal(state(optimizer, weights), before)
+    assert int(optimizer.skipped) == int(optimizer.skipped_in_a_row) == 1
+
+
+def test_a_bad_first_step_leaves_weights_and_moments_alone():
+    weights = variables()
+    before = copies(weights)
+    optimizer = SkippingAdam(1e-2, **SETTINGS)
+    optimizer.apply(spoilt(0, 0, np.nan), weights)
+    after = state(optimizer, weights)
+    assert_equal(after[: len(before)], before)
+    assert not any(moment.any() for moment in after[len(before) :])
+
+
+def test_adam_itself_does_not_survive_a_bad_number():
+    adam, weights = started(keras.optimizers.Adam(1e-2, **SETTINGS))
+    adam.apply(spoilt(3, 0, np.nan), weights)
+    assert np.isnan(weights[0].numpy()).any()
+
+
+def test_a_skipped_step_counts_for_the_schedule_and_the_bias_correction():
+    """After it, all is as in Adam whose moments have not decayed, one step later."""
+    ours, our_weights = started(SkippingAdam(schedule(), **SETTINGS))
+    ours.apply(spoilt(3, 1, np.inf), our_weights)
+    assert int(ours.iterations) == 4
+    ours.apply(gradients(4), our_weights)
+    adam, weights = started(keras.optimizers.Adam(schedule(), **SETTINGS))
+    adam.iterations.assign(4)
+    adam.apply(gradients(4), weights)
+    assert_equal(state(ours, our_weights), state(adam, weights))
+
+
+def test_skips_are_counted_in_all_and_in_a_row():
+    optimizer, weights = started(SkippingAdam(1e-2, **SETTINGS))
+    counts = []
+    for step, good in enumerate([0, 0, 1, 0, 1, 1, 0, 0, 0]):
+        optimizer.apply(gradients(step) if good else spoilt(step, step % 3, np.nan), weights)
+        counts.append((int(optimizer.skipped), int(optimizer.skipped_in_a_row)))
+    assert counts == [(1, 1), (2, 2), (2, 0), (3, 1), (3, 0), (3, 0), (4, 1), (5, 2), (6, 3)]
+
+
+def test_a_gradient_of_huge_but_finite_numbers_is_applied():
+    """Only what is not finite is skipped; the square of 1e30 overflows in the second moment, as in Adam."""
+    ours, our_weights = started(SkippingAdam(1e-2, **SETTINGS))
+    adam, weights = started(keras.optimizers.Adam(1e-2, **SETTINGS))
+    for optimizer, mine in ((ours, our_weights), (adam, weights)):
+        optimizer.apply(spoilt(3, 0, 1e18), mine)
+    assert_equal(state(ours, our_weights), state(adam, weights))
+    assert int(ours.skipped) == 0
+
+
+def test_the_counters_are_variables_that_a_checkpoint_can_hold():
+    optimizer, _ = started(SkippingAdam(1e-2, **SETTINGS))
+    paths = [v.path for v in optimizer.variables]
+    assert len(set(paths)) == len(paths)
+    assert sum(path.endswith(("/skipped", "/skipped_in_a_row")) for path in paths) == 2
+
+
+def test_the_optimizer_survives_serialization():
+    optimizer = SkippingAdam(schedule(), **SETTINGS)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert type(copy) is SkippingAdam
+    assert copy.get_config() == optimizer.get_config()
+
+
+# ---------------------------------------------------------------- inside fit
+
+
+class States(keras.callbacks.Callback):
+    """Weights and moments after each step of a fit."""
+
+    def __init__(self):
+        super().__init__()
+        self.after = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after.append(state(self.model.optimizer, self.model.weights))
+
+
+def fitted(optimizer, batches, jit, callbacks=()):
+    """Final weights of a line fitted to batches of (x, y)."""
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.Dense(2, kernel_initializer="ones", name="dense")(inputs))
+    model.compile(optimizer, loss="mse", jit_compile=jit)
+    batches = tf.data.Dataset.from_tensor_slices(batches)
+    model.fit(batches, epochs=1, verbose=0, shuffle=False, callbacks=list(callbacks))
+    return copies(model.weights)
+
+
+def line_batches(bad=()):
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((6, 8, 4)).astype(np.float32)
+    y = rng.standard_normal((6, 8, 2)).astype(np.float32)
+    for step, value in bad:
+        x[step, 3, 1] = value
+    return x, y
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_bad_batches_are_skipped_and_counted_inside_fit(jit):
+    optimizer = SkippingAdam(1e-2, **SETTINGS)
+    weights = fitted(optimizer, line_batches(bad=[(1, np.nan), (4, np.inf), (5, np.nan)]), jit)
+    assert all(np.isfinite(w).all() for w in weights)
+    assert (int(optimizer.iterations), int(optimizer.skipped), int(optimizer.skipped_in_a_row)) == (6, 3, 2)
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_a_bad_batch_in_the_middle_of_a_fit_leaves_weights_and_moments_alone(jit):
+    states = States()
+    bad = [(2, np.nan), (4, np.inf)]
+    fitted(SkippingAdam(1e-2, **SETTINGS), line_batches(bad), jit, [states])
+    for step in range(1, 6):
+        before, after = states.after[step - 1 : step + 1]
+        if step in (2, 4):
+            assert_equal(after, before)
+        else:
+            assert all(np.any(a != b) for a, b in zip(after, before))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_a_fit_of_bad_batches_only_leaves_the_start(jit):
+    optimizer = SkippingAdam(1e-2, **SETTINGS)
+    kernel, bias = fitted(optimizer, line_batches(bad=[(step, np.nan) for step in range(6)]), jit)
+    assert (kernel == 1).all() and (bias == 0).all()
+    assert int(optimizer.skipped_in_a_row) == 6
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_a_fit_of_good_batches_is_that_of_adam(jit):
+    """XLA may fuse the two programs otherwise, hence not to the bit there."""
+    ours = fitted(SkippingAdam(1e-2, **SETTINGS), line_batches(), jit)
+    adam = fitted(keras.optimizers.Adam(1e-2, **SETTINGS), line_batches(), jit)
+    for a, b in zip(ours, adam):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 if jit else 0)
