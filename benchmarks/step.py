@@ -6,7 +6,8 @@ Each row is a process of its own, because peak memory never falls again; the row
 shared machines change their speed from minute to minute, and the best of all turns counts. The rate is that of one
 3x3 convolution of 96 to 96 features (16 pictures of 64x64, forward and backward, compiled), the best of all turns
 of the case. "reached" counts the multiply-adds that are carried out; "nominal" those of the plain network, including
-the ones that `UpsampleConv2D` saves. "slower" is against the first row of the case. Keras's default on a CPU: the plain
+those saved by `UpsampleConvolution`.
+"slower" is against the first row of the case. Keras's default on a CPU: the plain
 form, not compiled, oneDNN as TensorFlow sets it: by itself it takes oneDNN on CPUs with instructions for
 networks (AVX512-VNNI), and does not on others, which the last row stands for.
 """
@@ -45,7 +46,7 @@ FORMS = [
 
 def work(width=48, channels=3, outputs=9, fused=True):
     """Multiply-adds a pixel, forward, from the layers themselves."""
-    from ssdn_tf.networks.paper import UNet
+    from ssdn_tf.networks.unet import UNet
 
     network = UNet(outputs, width=width)
     network.build((None, None, None, channels))

@@ -23,6 +23,8 @@ class Experiment:
     diagonal: no covariance between channels.
     channels: 3 or 1.
     likelihood: of impulse noise, "moments" (published), "mixture" (exact) or "combined".
+    network: "paper" or "compact"; see networks.designs.
+    width: features of its first convolution; None for the design's own.
     """
 
     noise: str = "gaussian"
@@ -33,6 +35,8 @@ class Experiment:
     diagonal: bool = False
     channels: int = 3
     likelihood: str = "moments"
+    network: str = "paper"
+    width: int | None = None
 
     @property
     def fixed(self):
@@ -48,7 +52,8 @@ class Experiment:
         name += "_diag" if self.diagonal else ""
         name += f"-sigma_{self.parameter_source}" if self.parameter_source else ""
         name += "-mono" if self.channels == 1 else ""
-        return name + ("" if self.likelihood == "moments" else f"-{self.likelihood}")
+        name += "" if self.likelihood == "moments" else f"-{self.likelihood}"
+        return name + ("" if self.network == "paper" else f"-{self.network}")
 
     @property
     def paper_images(self):

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from ssdn_tf.denoisers import losses, parameters
-from ssdn_tf.networks.paper import UNet
+from ssdn_tf.networks.unet import UNet
 from ssdn_tf.noise import models, prior
 
 
@@ -62,14 +62,13 @@ def noise_model(experiment):
     return models.MODELS[experiment.noise]()
 
 
-def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True, precision="float32"):
+def build(experiment, *, start=0.0, rate=1.0, width=None, precision="float32"):
     """Models of an experiment, with fresh weights (seed them with `keras.utils.set_random_seed`).
 
     Args:
         experiment: an `experiments.Experiment`.
         start, rate: of a learned noise parameter; see `parameters.GlobalParameter`.
-        width: features of the network's encoder (published: 48).
-        fused: see `blindspot.UpsampleConv2D`.
+        width: in place of the experiment's.
         precision: "float32", or "bfloat16" for the arithmetic of the networks but for their last layer.
             Weights, sums of gradients, and all that follows the network stay as they are.
 
@@ -77,7 +76,7 @@ def build(experiment, *, start=0.0, rate=1.0, width=48, fused=True, precision="f
         Denoiser.
     """
     policy = "mixed_bfloat16" if precision == "bfloat16" else precision
-    network = {"width": width, "fused": fused, "dtype": policy}
+    network = {"network": experiment.network, "width": width or experiment.width, "dtype": policy}
     if experiment.pipeline == "blindspot":
         return _bayesian(experiment, start, rate, network)
     return _regression(experiment, network)
@@ -96,7 +95,7 @@ def _bayesian(experiment, start, rate, network):
     elif source == "global":
         parameter = parameters.GlobalParameter(model, start, rate, name="parameter")(noisy, given)
     else:
-        layer = parameters.PerImageParameter(model, start, network["width"], network["dtype"], name="parameter")
+        layer = parameters.PerImageParameter(model, start, network, name="parameter")
         parameter = layer(noisy, given)
     scale = 2.0 if channels == 1 else model.loss_scale
     regularization = 0.0 if source == "known" else model.regularization

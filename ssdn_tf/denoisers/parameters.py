@@ -10,7 +10,7 @@ Reference: Laine et al. 2019, section 4.
 import keras
 from keras import ops
 
-from ssdn_tf.networks.paper import UNet
+from ssdn_tf.networks.unet import UNet
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -70,25 +70,27 @@ class PerImageParameter(KnownParameter):
 
     The weights of the U-Net's last layer start at zero and its bias at `start`, so all
     pictures start equal; without that the estimate fails to converge. Published: start 0.
-    `network_dtype` is the U-Net's dtype policy.
+
+    Args:
+        noise: a NoiseModel.
+        start: raw number that all images start from.
+        network: arguments of `unet.UNet`: network, width, dtype. The estimator is of the same design as the
+            denoiser, without a blind spot.
     """
 
-    def __init__(self, noise, start=0.0, width=48, network_dtype="float32", **kwargs):
+    def __init__(self, noise, start=0.0, network=None, **kwargs):
         super().__init__(noise, **kwargs)
         self.start = start
-        self.width = width
-        self.network_dtype = network_dtype
-        settings = {"width": width, "zero_start": True, "dtype": network_dtype}
-        self.network = UNet(1, blindspot=False, name="param_estimation_net", **settings)
+        self.settings = dict(network or {})
+        self.network = UNet(1, blindspot=False, zero_start=True, name="param_estimation_net", **self.settings)
 
     def build(self, noisy_shape, noise_parameter_shape):
         self.network.build(noisy_shape)
-        self.network.nin_c.bias.assign([self.start])
+        self.network.last.bias.assign([self.start])
 
     def call(self, noisy, noise_parameter):
         raw = ops.mean(self.network(noisy), axis=(1, 2), keepdims=True)
         return self.noise.constrain(raw)
 
     def get_config(self):
-        own = {"start": self.start, "width": self.width, "network_dtype": self.network_dtype}
-        return super().get_config() | own
+        return super().get_config() | {"start": self.start, "network": self.settings}

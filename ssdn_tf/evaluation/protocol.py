@@ -14,9 +14,9 @@ from ssdn_tf.denoisers.models import noise_model
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import metrics, report
 from ssdn_tf.inference import tiling
-from ssdn_tf.networks.paper import GRID
 
 # Name: (folder below --data_dir, pattern, published repeats).
+_PAD = 32  # the published evaluation pads to its multiples
 SETS = {
     "kodak": ("kodak", "*.png", 10),
     "bsd300": ("BSDS300/images/test", "*.jpg", 3),
@@ -60,7 +60,7 @@ def padded_size(height, width, square=None):
     """Next multiples of 32; `square`: the side that the whole set is padded to."""
     if square:
         return square, square
-    return tuple(math.ceil(side / GRID) * GRID for side in (height, width))
+    return tuple(math.ceil(side / _PAD) * _PAD for side in (height, width))
 
 
 def set_square(files):

@@ -66,6 +66,39 @@ def all_rotations(x, trunk):
     return ops.concatenate([branches[k] for k in range(4)], axis=-1)
 
 
+def on_grid(function, x, grid):
+    """function(x) for any height and width, where the function needs multiples of `grid`.
+
+    Zeros fill the image up at the bottom and on the right, as convolutions pad it on all sides; the result is cropped.
+    (A reflection would show pixels near the border their own noise.)
+
+    Args:
+        function: [N, H, W, C] -> [N, H, W, F].
+        x: [N, H, W, C].
+        grid: a power of two.
+    """
+    height, width = ops.shape(x)[1:3]
+    bottom, right = -height % grid, -width % grid
+    if isinstance(bottom, int) and isinstance(right, int) and bottom == right == 0:
+        return function(x)
+    return function(ops.pad(x, [[0, 0], [0, bottom], [0, right], [0, 0]]))[:, :height, :width]
+
+
+def mean_of_neighbours(x):
+    """Mean of the eight pixels around each pixel, of fewer at the border: [N,H,W,C] to [N,H,W,C].
+
+    The pixel itself takes no part, not even in a sum that it is later subtracted from, so the result is blind to it.
+    """
+    return _sum_of_neighbours(x) / ops.maximum(_sum_of_neighbours(ops.ones_like(x[:1, :, :, :1])), 1.0)
+
+
+def _sum_of_neighbours(x):
+    x = ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    sides = x[:, :, :-2] + x[:, :, 2:]
+    rows = sides + x[:, :, 1:-1]
+    return rows[:, :-2] + rows[:, 2:] + sides[:, 1:-1]
+
+
 def leaky_relu(x, slope):
     """x where it is positive, else slope x; its derivative at 0 is `slope` on every backend.
 
@@ -104,7 +137,7 @@ class NumpyNormal(keras.initializers.Initializer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class Conv2D(keras.layers.Layer):
+class Convolution(keras.layers.Layer):
     """3x3 or 1x1 convolution with bias and optional leaky ReLU, ordinary or shifted.
 
     Args:
@@ -163,7 +196,7 @@ class Conv2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class UpsampleConv2D(Conv2D):
+class UpsampleConvolution(Convolution):
     """3x3 convolution of [nearest x2 upsampling of `low`, `skip`], without upsampling.
 
     After a nearest-neighbour upsampling, a 3x3 kernel reads only 2x2 different pixels,
@@ -172,24 +205,16 @@ class UpsampleConv2D(Conv2D):
     never written. The kernel is the one of the plain form, [3, 3, low + skip, filters].
 
     Args:
-        fused: False computes the plain form (upsample, concatenate, convolve).
-        Others as in Conv2D.
+        As in Convolution.
 
     Input shape: low [N, H, W, A], skip [N, 2H, 2W, B]. Output shape: [N, 2H, 2W, filters].
     """
-
-    def __init__(self, filters, fused=True, **kwargs):
-        super().__init__(filters, **kwargs)
-        self.fused = fused
 
     def build(self, low_shape, skip_shape):
         self._add_weights(low_shape[-1] + skip_shape[-1])
 
     def call(self, low, skip):
         channels = low.shape[-1]
-        if not self.fused:
-            up = ops.repeat(ops.repeat(low, 2, axis=1), 2, axis=2)
-            return self._activate(self._convolve(ops.concatenate([up, skip], axis=-1), self.kernel))
         up = self._convolve_upsampled(low, self.kernel[:, :, :channels])
         return self._activate(up + self._convolve(skip, self.kernel[:, :, channels:]))
 
@@ -220,12 +245,9 @@ class UpsampleConv2D(Conv2D):
     def compute_output_shape(self, low_shape, skip_shape):
         return (*skip_shape[:-1], self.filters)
 
-    def get_config(self):
-        return super().get_config() | {"fused": self.fused}
-
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class MaxPool2D(keras.layers.Layer):
+class Pooling(keras.layers.Layer):
     """2x2 maximum, of the image or (shifted) of the image moved down by one row.
 
     A column of four rows, pooled in rows only for the picture:

@@ -29,7 +29,6 @@ import numpy as np
 import ssdn_tf
 from ssdn_tf.denoisers.experiments import LEVEL_NAMES, Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.networks.paper import GRID
 
 CARD = "assets.extra/model_card.json"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -77,13 +76,13 @@ class Endpoints:
 
         noisy = self._checked(noisy, noise_parameter)
         shape = tf.shape(noisy)
-        inputs = {"noisy": to_grid(noisy)}
+        inputs = {"noisy": noisy}
         if "noise_parameter" in self.model.input:
             given = tf.zeros(shape[:1]) if noise_parameter is None else noise_parameter
             inputs["noise_parameter"] = tf.reshape(given, [-1, 1, 1, 1])
         outputs = dict(self.model(inputs, training=False))
         parameter = outputs.pop("noise_parameter", None)
-        results = {name: value[:, : shape[1], : shape[2]] for name, value in outputs.items()}
+        results = outputs
         if parameter is not None:
             results["noise_parameter"] = tf.broadcast_to(tf.reshape(parameter, [-1]), shape[:1])
         return results
@@ -152,19 +151,6 @@ class Endpoints:
         return found | {
             f"denoise_png{name}": (self.png(bits), self._image_bytes) for name, bits in (("", 8), ("16", 16))
         }
-
-
-def to_grid(noisy):
-    """Fills [N,H,W,C] up to multiples of the network's grid with zeros at bottom and right.
-
-    Zeros, as the network's own layers have them beyond the border. A reflection would show
-    a pixel its own noise across the edge, and there would be no blind spot in that band.
-    """
-    import tensorflow as tf
-
-    fill = tf.math.floormod(-tf.shape(noisy)[1:3], GRID)
-    padded = tf.pad(noisy, [[0, 0], [0, fill[0]], [0, fill[1]], [0, 0]])
-    return tf.ensure_shape(padded, [None, None, None, noisy.shape[-1]])
 
 
 # ---------------------------------------------------------------- writing

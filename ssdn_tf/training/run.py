@@ -17,7 +17,8 @@ from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import protocol
 from ssdn_tf.inference import checkpoints
-from ssdn_tf.networks.paper import GRID
+
+GRID = 32
 from ssdn_tf.training import distribution, folder, schedules
 from ssdn_tf.training.optimizers import SkippingAdam
 from ssdn_tf.training.reports import History, Validation, progress_line

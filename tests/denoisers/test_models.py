@@ -234,17 +234,6 @@ def test_images_need_not_be_square(name):
     assert np.isfinite(denoiser.training(inputs)).all()
 
 
-@pytest.mark.parametrize("name", ["gauss25-blindspot-sigma_known", "gauss5_50-blindspot-sigma_per_image"])
-def test_fused_and_plain_upsampling_denoise_alike(name):
-    """Up to rounding, which the posterior mean enlarges where the noise is small."""
-    experiment = EXPERIMENTS[name]
-    inputs, results = samples(experiment), []
-    for fused in (True, False):
-        keras.utils.set_random_seed(3)
-        results.append(infer(models.build(experiment, width=WIDTH, fused=fused), inputs)["denoised"])
-    np.testing.assert_allclose(*results, rtol=0, atol=1e-4)
-
-
 def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     results = []
     for seed in (1, 1, 2):
@@ -262,7 +251,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 def test_models_survive_serialization(name):
     experiment = EXPERIMENTS[name]
     inputs = samples(experiment)
-    denoiser = models.build(experiment, start=0.5, rate=10.0, width=WIDTH, fused=False)
+    denoiser = models.build(experiment, start=0.5, rate=10.0, width=WIDTH)
     scatter(denoiser, 0.1)
     for model in denoiser:
         copy = keras.models.model_from_json(model.to_json())

@@ -33,7 +33,7 @@ def call(layer, noisy, given):
         ("KnownParameter", {}, 0),
         ("GlobalParameter", {}, 1),
         ("GlobalParameter", {"start": 1.5, "rate": 10.0}, 1),
-        ("PerImageParameter", {"start": 1.5, "width": 2}, WEIGHTS_OF_THE_ESTIMATOR),
+        ("PerImageParameter", {"start": 1.5, "network": {"width": 2}}, WEIGHTS_OF_THE_ESTIMATOR),
     ],
 )
 def test_layers_keep_the_boring_truths(model, channels, source, options, weights):
@@ -70,7 +70,7 @@ def test_learned_parameters_ignore_the_given_one_and_known_does_not(model):
     for layer, ignores in (
         (parameters.KnownParameter(model), False),
         (parameters.GlobalParameter(model), True),
-        (parameters.PerImageParameter(model, width=4), True),
+        (parameters.PerImageParameter(model, network={"width": 4}), True),
     ):
         low, high = (call(layer, *inputs(level=level)) for level in (0.1, 0.9))
         assert (low == high).all() == ignores
@@ -83,7 +83,7 @@ def test_learned_parameters_start_at_the_wanted_level(model, level):
     for layer in (
         parameters.GlobalParameter(model, start),
         parameters.GlobalParameter(model, start, rate=30.0),
-        parameters.PerImageParameter(model, start, width=4),
+        parameters.PerImageParameter(model, start, {"width": 4}),
     ):
         np.testing.assert_allclose(call(layer, *inputs()), level, rtol=1e-5)  # float32
 
@@ -103,19 +103,19 @@ def test_rate_multiplies_the_speed_of_the_global_number():
 @every_model
 @every_channel_count
 def test_per_image_starts_equal_for_all_images(model, channels):
-    layer = parameters.PerImageParameter(model, width=4)
+    layer = parameters.PerImageParameter(model, network={"width": 4})
     found = call(layer, *inputs(channels))
     assert found[0] == found[1]
-    layer.network.nin_c.kernel.assign(np.ones(layer.network.nin_c.kernel.shape))
+    layer.network.last.kernel.assign(np.ones(layer.network.last.kernel.shape))
     found = call(layer, *inputs(channels))
     assert found[0] != found[1]
 
 
 def test_per_image_parameter_of_a_picture_does_not_depend_on_its_neighbours():
-    layer = parameters.PerImageParameter(models.GaussianNoise(), width=4)
+    layer = parameters.PerImageParameter(models.GaussianNoise(), network={"width": 4})
     noisy, given = inputs()
     call(layer, noisy, given)
-    layer.network.nin_c.kernel.assign(np.ones(layer.network.nin_c.kernel.shape))
+    layer.network.last.kernel.assign(np.ones(layer.network.last.kernel.shape))
     both = call(layer, noisy, given)
     for i in range(2):
         # Another batch size may order the sums in another way: float32 rounding.
@@ -124,7 +124,7 @@ def test_per_image_parameter_of_a_picture_does_not_depend_on_its_neighbours():
 
 def test_per_image_can_leave_its_start():
     # Kernel zero: only the last layer has a gradient at first, and it must have one.
-    layer = parameters.PerImageParameter(models.GaussianNoise(), width=4)
+    layer = parameters.PerImageParameter(models.GaussianNoise(), network={"width": 4})
     noisy, given = (tensor(value, "float32") for value in inputs())
     layer(noisy, given)
     found = dict(zip([w.path for w in layer.trainable_weights], weight_gradients(layer, noisy, given)))

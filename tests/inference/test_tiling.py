@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from ssdn_tf.inference import tiling
-from ssdn_tf.networks import paper
+from ssdn_tf.networks import unet as paper
+from ssdn_tf.networks.designs import DESIGNS
 
 # (height, width, side, halo, grid): awkward ones, on small grids where tiles are many.
 SIZES = [
@@ -142,7 +143,7 @@ def test_tiles_off_the_grid_are_seen():
 
 
 def test_the_grid_is_that_of_the_network():
-    assert tiling.GRID == paper.GRID
+    assert tiling.GRID == DESIGNS["paper"].grid
 
 
 def reach(blindspot):

@@ -14,7 +14,7 @@ import support
 import tensorflow as tf
 
 from ssdn_tf.networks import layers as blindspot
-from ssdn_tf.networks.layers import Conv2D, MaxPool2D, UpsampleConv2D
+from ssdn_tf.networks.layers import Convolution, Pooling, UpsampleConvolution
 
 ORDINARY_AND_SHIFTED = pytest.mark.parametrize("shifted", [False, True], ids=["ordinary", "shifted"])
 
@@ -52,11 +52,19 @@ def loop_pool(x, shifted):
     return result
 
 
+class PlainUpsampleConvolution(UpsampleConvolution):
+    """The reference: upsample, concatenate, convolve."""
+
+    def call(self, low, skip):
+        up = keras.ops.repeat(keras.ops.repeat(low, 2, axis=1), 2, axis=2)
+        return self._activate(self._convolve(keras.ops.concatenate([up, skip], axis=-1), self.kernel))
+
+
 def fused_and_plain(shifted, dtype="float32", low=3, skip=2, filters=4):
-    """Two UpsampleConv2D with the same weights."""
+    """Two UpsampleConvolution with the same weights."""
     layers = []
-    for fused in (True, False):
-        layer = UpsampleConv2D(filters, fused=fused, shifted=shifted, dtype=dtype)
+    for kind in (UpsampleConvolution, PlainUpsampleConvolution):
+        layer = kind(filters, shifted=shifted, dtype=dtype)
         layer.build((None, None, None, low), (None, None, None, skip))
         layers.append(layer)
     layers[0].set_weights([integers(*w.shape) for w in layers[0].weights])
@@ -90,7 +98,7 @@ def rows_that_matter(layer, *inputs):
 @ORDINARY_AND_SHIFTED
 @pytest.mark.parametrize("size", [1, 3])
 def test_convolution_matches_nested_loops_exactly(shifted, size):
-    layer = Conv2D(4, kernel_size=size, shifted=shifted, slope=None)
+    layer = Convolution(4, kernel_size=size, shifted=shifted, slope=None)
     x, kernel, bias = integers(2, 6, 5, 3), integers(size, size, 3, 4), integers(4)
     layer.build(x.shape)
     layer.set_weights([kernel, bias])
@@ -98,7 +106,7 @@ def test_convolution_matches_nested_loops_exactly(shifted, size):
 
 
 def test_the_activation_is_a_leaky_relu_of_slope_one_tenth():
-    layer = Conv2D(1, kernel_size=1)
+    layer = Convolution(1, kernel_size=1)
     layer.build((None, None, None, 1))
     layer.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
     x = np.array([-3.0, -1.0, 0.0, 2.0], np.float32).reshape(1, 2, 2, 1)
@@ -106,13 +114,13 @@ def test_the_activation_is_a_leaky_relu_of_slope_one_tenth():
 
 
 def test_shifted_convolution_sees_its_row_and_two_above_and_nothing_else():
-    (seen,) = rows_that_matter(Conv2D(4, shifted=True), normal(1, 7, 5, 3))
+    (seen,) = rows_that_matter(Convolution(4, shifted=True), normal(1, 7, 5, 3))
     i, row = np.indices(seen.shape)
     np.testing.assert_array_equal(seen, (row <= i) & (row >= i - 2))
 
 
 def test_ordinary_convolution_sees_the_row_below():
-    (seen,) = rows_that_matter(Conv2D(4), normal(1, 7, 5, 3))
+    (seen,) = rows_that_matter(Convolution(4), normal(1, 7, 5, 3))
     i, row = np.indices(seen.shape)
     np.testing.assert_array_equal(seen, abs(row - i) <= 1)
 
@@ -130,13 +138,13 @@ def test_shift_down_moves_by_one_row():
 @ORDINARY_AND_SHIFTED
 def test_pooling_matches_nested_loops_exactly(shifted):
     x = normal(2, 6, 8, 3)
-    np.testing.assert_array_equal(MaxPool2D(shifted)(x), loop_pool(x, shifted))
+    np.testing.assert_array_equal(Pooling(shifted)(x), loop_pool(x, shifted))
 
 
 @ORDINARY_AND_SHIFTED
 def test_pooling_gives_the_picture_of_its_docstring(shifted):
     column = np.float32([1, 2, 3, 4]).reshape(1, 4, 1, 1).repeat(2, axis=2)
-    assert np.asarray(MaxPool2D(shifted)(column)).ravel().tolist() == ([1, 3] if shifted else [2, 4])
+    assert np.asarray(Pooling(shifted)(column)).ravel().tolist() == ([1, 3] if shifted else [2, 4])
 
 
 @ORDINARY_AND_SHIFTED
@@ -144,7 +152,7 @@ def test_only_shifted_pooling_sees_no_row_below_its_first(shifted):
     """Output row i of a pooling comes to lie on rows 2i and 2i + 1 when it is upsampled."""
     seen = np.zeros((4, 8), bool)
     for _ in range(8):  # a gradient shows only the pixel that is the largest
-        seen |= rows_that_matter(MaxPool2D(shifted), normal(1, 8, 16, 3))[0]
+        seen |= rows_that_matter(Pooling(shifted), normal(1, 8, 16, 3))[0]
     i, row = np.indices(seen.shape)
     first = 2 * i - (1 if shifted else 0)
     np.testing.assert_array_equal(seen, (row == first) | (row == first + 1))
@@ -194,21 +202,21 @@ def test_the_phase_kernels_of_the_other_kind_are_seen(monkeypatch):
     fused, plain = fused_and_plain(shifted=True)
     low, skip = normal(1, 4, 4, 3), normal(1, 8, 8, 2)
     assert np.abs(fused(low, skip) - plain(low, skip)).max() < 1e-4
-    right = UpsampleConv2D._convolve_upsampled
+    right = UpsampleConvolution._convolve_upsampled
 
     def rows_swapped(self, x, kernel):
         up = right(self, x, kernel)
         n, height, width, filters = up.shape
         return tf.reshape(tf.reshape(up, (n, -1, 2, width, filters))[:, :, ::-1], (n, height, width, filters))
 
-    monkeypatch.setattr(UpsampleConv2D, "_convolve_upsampled", rows_swapped)
+    monkeypatch.setattr(UpsampleConvolution, "_convolve_upsampled", rows_swapped)
     assert np.abs(fused(low, skip) - plain(low, skip)).max() > 1
 
 
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-def test_shifted_upsampling_sees_no_row_below(fused):
+@pytest.mark.parametrize("kind", [UpsampleConvolution, PlainUpsampleConvolution])
+def test_shifted_upsampling_sees_no_row_below(kind):
     """Of the skip rows i - 2 to i; of `low`, whose row m comes to lie on rows 2m and 2m + 1, those there."""
-    layer = UpsampleConv2D(4, fused=fused, shifted=True)
+    layer = kind(4, shifted=True)
     low, skip = rows_that_matter(layer, normal(1, 4, 3, 3), normal(1, 8, 6, 2))
     i, row = np.indices(skip.shape)
     np.testing.assert_array_equal(skip, (row <= i) & (row >= i - 2))
@@ -249,7 +257,7 @@ def test_the_groups_are_the_four_directions_in_order(size):
 @pytest.mark.parametrize("static", [True, False], ids=["known size", "unknown size"])
 def test_one_call_on_squares_of_known_size_gives_the_same_as_two(static):
     x = normal(2, 8, 8, 3)
-    calls, layer = [], Conv2D(4, shifted=True)
+    calls, layer = [], Convolution(4, shifted=True)
 
     def trunk(y):
         calls.append(1)
@@ -270,26 +278,25 @@ def test_one_call_on_squares_of_known_size_gives_the_same_as_two(static):
 @ORDINARY_AND_SHIFTED
 @pytest.mark.parametrize("size, slope", [(3, 0.1), (1, None)])
 def test_convolution_keeps_the_boring_truths(shifted, size, slope):
-    layer = Conv2D(4, kernel_size=size, shifted=shifted, slope=slope, gain=1.0)
+    layer = Convolution(4, kernel_size=size, shifted=shifted, slope=slope, gain=1.0)
     support.check_layer(layer, normal(2, 6, 5, 3), weights=2)
 
 
 @ORDINARY_AND_SHIFTED
-@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
-def test_upsampling_keeps_the_boring_truths(shifted, fused):
-    layer = UpsampleConv2D(4, fused=fused, shifted=shifted)
+def test_upsampling_keeps_the_boring_truths(shifted):
+    layer = UpsampleConvolution(4, shifted=shifted)
     support.check_layer(layer, normal(2, 3, 2, 3), normal(2, 6, 4, 2), weights=2)
 
 
 @ORDINARY_AND_SHIFTED
 def test_pooling_keeps_the_boring_truths(shifted):
-    support.check_layer(MaxPool2D(shifted), normal(2, 4, 6, 3))
+    support.check_layer(Pooling(shifted), normal(2, 4, 6, 3))
 
 
 def test_pooling_promises_unknown_sizes_as_unknown():
-    assert MaxPool2D(True).compute_output_shape((None, None, 8, 3)) == (None, None, 4, 3)
+    assert Pooling(True).compute_output_shape((None, None, 8, 3)) == (None, None, 4, 3)
     symbol = keras.KerasTensor((None, None, None, 3))
-    assert MaxPool2D(True)(symbol).shape == (None, None, None, 3)
+    assert Pooling(True)(symbol).shape == (None, None, None, 3)
 
 
 # ---------------------------------------------------------------- how the weights start
@@ -307,7 +314,7 @@ def test_kernels_start_from_draws_of_numpy():
 def test_the_seed_of_keras_decides_how_kernels_start():
     def kernels(seed):
         keras.utils.set_random_seed(seed)
-        layers = [Conv2D(4), Conv2D(4)]
+        layers = [Convolution(4), Convolution(4)]
         for layer in layers:
             layer.build((None, None, None, 4))
         return [support.array(layer.kernel) for layer in layers]

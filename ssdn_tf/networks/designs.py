@@ -1,0 +1,73 @@
+"""The sizes of the networks, without Keras: what `unet.UNet` builds, and what tiling must know.
+
+A new U-Net is one entry in DESIGNS.
+"""
+
+from typing import NamedTuple
+
+
+class Design(NamedTuple):
+    """A U-Net; features are counted in multiples of its width.
+
+    width: default of the width.
+    first: features of the first convolution.
+    encoder: of the convolution before each pooling, from the full resolution down.
+    bottom: of the convolution after the last pooling.
+    decoder: of the two convolutions of each level, from the full resolution down.
+    head: of the 1x1 convolutions that join the four directions, without the last one.
+    plain_head: the same in a network without a blind spot, which sees all directions at once.
+    reach: an output depends on inputs at most this many rows or columns away.
+    plain_reach: the same without a blind spot.
+    residual: the network sees the image minus 0.5 and predicts the difference of the mean from the average of
+        the eight neighbours. Its last layer starts a tenth as large.
+    """
+
+    width: int
+    first: int
+    encoder: tuple
+    bottom: int
+    decoder: tuple
+    head: tuple
+    plain_head: tuple
+    reach: int
+    plain_reach: int
+    residual: bool = False
+
+    @property
+    def grid(self):
+        """Heights and widths are filled up to multiples of this."""
+        return 2 ** len(self.encoder)
+
+    def halo(self, blindspot=True):
+        """`reach`, rounded up to the grid: how far tiles must overlap to give the result of the whole image."""
+        reach = self.reach if blindspot else self.plain_reach
+        return -(-reach // self.grid) * self.grid
+
+
+DESIGNS = {
+    # Laine et al. 2019, supplement, table 1.
+    "paper": Design(
+        width=48,
+        first=1,
+        encoder=(1, 1, 1, 1, 1),
+        bottom=1,
+        decoder=(2, 2, 2, 2, 2),
+        head=(8, 2),
+        plain_head=(2, 2),
+        reach=315,
+        plain_reach=157,
+    ),
+    # Few features at full resolution, where they are expensive: a sixth of the paper's work, a quarter of its weights.
+    "compact": Design(
+        width=16,
+        first=1,
+        encoder=(1, 3, 4),
+        bottom=6,
+        decoder=(2, 3, 4),
+        head=(8, 8, 4),
+        plain_head=(4, 4),
+        reach=75,
+        plain_reach=37,
+        residual=True,
+    ),
+}
