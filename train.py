@@ -1,6 +1,6 @@
 """Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands.main."""
 
-from ssdn_tf.commands import main
+from ssdn_tf.commands.train import train
 
 if __name__ == "__main__":
-    main.train()
+    train()

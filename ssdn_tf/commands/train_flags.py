@@ -1,255 +1,314 @@
-"""What train.py can be asked for: its flags, the presets, and the runs.Options that they make."""
+"""The flags of train.py, the presets, and the options that they make."""
 
+import dataclasses
 import math
+import re
 
 from absl import flags
 
 from ssdn_tf.commands import cli
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
-from ssdn_tf.training import folder
+from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.training.options import Options, parse_stages
 
 _DEFAULT_LEVEL = {"gaussian": "25", "poisson": "30", "impulse": "0.5"}
-_PRESETS = {
-    "paper": {
-        "crop": 256,
-        "final_crop": 256,
-        "final_share": 0.0,
-        "batch_size": 4,
-        "learning_rate": 3e-4,
-        "clip_norm": 0.0,
-        "likelihood": "moments",
-        "start": "published",
-        "rate": 1.0,
-        "validation": "none",
-    },
-    "quick": {
-        "crop": 64,
-        "final_crop": 256,
-        "final_share": 0.0,
-        "batch_size": 1,
-        "learning_rate": 1e-3,
-        "clip_norm": 0.0,
-        "likelihood": "combined",
-        "start": "estimate",
-        "rate": 10.0,
-        "validation": "held_out",
-        "train_images": 2400,
-    },
+_PAPER = {
+    "network": "paper",
+    "stages": "256x4",
+    "augment": False,
+    "optimizer": "adam",
+    "learning_rate": 3e-4,
+    "average": 0.0,
+    "clip_norm": 0.0,
+    "likelihood": "moments",
+    "parameter_start": "published",
+    "parameter_rate": 1.0,
+    "validation": "none",
+    "budget": None,
 }
-# Impulse noise leaves the other pixels without noise. Where a flat white crop is predicted surely, the density
-# has no bound but that of 8 bits, and one such gradient, thirty times the usual, can end a short training:
-# a network that takes every pixel for replaced has no gradient to come back with. And a network that has seen
-# small crops only gets the colours wrong in the middle of a large picture, far from any border; the other
-# noise models lose more by the time that large crops take (28.3 against 29.5 dB and more on Kodak) than they gain.
-_QUICK_IMPULSE = {"clip_norm": 5.0, "train_images": 2000, "final_share": 0.03}
+_COMPACT = {
+    "network": "compact",
+    "augment": True,
+    "optimizer": "muon",
+    "learning_rate": 2e-3,
+    "average": 0.999,
+    "clip_norm": 5.0,
+    "likelihood": "combined",
+    "parameter_start": "estimate",
+    "parameter_rate": 10.0,
+    "validation": "held_out",
+}
+# Early on, training is limited by the number of steps, so crops are small; later, by what a crop shows.
+PRESETS = {
+    "quick": _COMPACT | {"stages": "64x1", "budget": "5min"},
+    "hour": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "1h"},
+    "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
+    "paper": _PAPER,
+}
+_DESCRIBING = ("noise", *experiments.LEVEL_NAMES.values(), "parameter_source", "pipeline", "covariance", "channels")
 
 
-def define(v):
-    """The flags of train.py, in a FlagValues."""
-    flags.DEFINE_enum("noise", None, experiments.NOISES, "noise model (default gaussian)", flag_values=v)
-    cli.level_flags(v, "; a range is drawn from for each picture")
-    flags.DEFINE_enum(
-        "parameter_source", None, experiments.SOURCES,
-        "the noise level is known, or learned: one for all, or one a picture (default known)", flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "pipeline", None, experiments.PIPELINES,
-        "blindspot (default), or a baseline: mean (blind spot, no noise model), n2c, n2n", flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_enum(
-        "covariance", None, ("full", "diagonal"), "of the predicted colours (default full)", flag_values=v
-    )
-    flags.DEFINE_enum("channels", None, ("3", "1"), "colour (default) or gray", flag_values=v)
-    flags.DEFINE_enum(
-        "likelihood", None, experiments.LIKELIHOODS,
-        "of impulse noise: the published two-moment loss, the exact density, or the mean of both", flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_string("experiment", None, "a row of the paper, instead of the flags above", flag_values=v)
+def define(values):
+    """Defines the flags of train.py in a FlagValues."""
+    for title, define_group in (
+        ("Data", _data),
+        ("Noise", _noise),
+        ("Network", _network),
+        ("Optimization", _optimization),
+        ("Run", _run),
+        ("Devices", _devices),
+    ):
+        with cli.group(values, title):
+            define_group(values)
+
+
+def _data(values):
+    define = {"flag_values": values}
     flags.DEFINE_string(
-        "train_data", "sample", "folder of pictures; tfds:NAME:SPLIT; or sample, photographs that scikit-image carries",
-        flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_bool("noisy", False, "the pictures are noisy already: add no noise to them", flag_values=v)
-    flags.DEFINE_enum("preset", "paper", tuple(_PRESETS), "paper, or quick: minutes on a CPU", flag_values=v)
-    flags.DEFINE_integer("train_images", None, "length of the training in crops", lower_bound=1, flag_values=v)
-    flags.DEFINE_integer("batch_size", None, "crops a step", lower_bound=1, flag_values=v)
-    flags.DEFINE_integer("crop", None, "side of the crops, a multiple of 32", lower_bound=32, flag_values=v)
-    flags.DEFINE_integer("final_crop", None, "side of the last crops, a multiple of 32", lower_bound=32, flag_values=v)
-    flags.DEFINE_integer(
-        "final_images",
+        "train_data",
+        "sample",
+        "folder of images; tfds:NAME:SPLIT; or sample, the photographs that scikit-image brings",
+        **define,
+    )
+    flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
+    flags.DEFINE_bool("augment", None, "flip and transpose crops at random (default: yes, no for paper)", **define)
+    flags.DEFINE_string(
+        "validation",
         None,
-        "how many these are (default: none; 3 % in preset quick with impulse noise)",
-        lower_bound=0,
-        flag_values=v,
+        "held_out, none, or a set as in evaluate.py (default: held_out; none for preset paper)",
+        **define,
     )
-    flags.DEFINE_float("learning_rate", None, "peak of the schedule", flag_values=v)
-    flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, flag_values=v)
-    flags.DEFINE_integer("width", 48, "features of the network's encoder (published: 48)", lower_bound=1, flag_values=v)
-    flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, flag_values=v)
-    flags.DEFINE_string(
-        "parameter_start", None, "where a learned level starts: published, estimate, or a level", flag_values=v
-    )
-    flags.DEFINE_float(
-        "parameter_rate", None, "speed of a learned global level, times the learning rate", flag_values=v
-    )
-    flags.DEFINE_string("warm_start", "", "run whose weights to start from", flag_values=v)
-    flags.DEFINE_string(
-        "validation", None, "held_out pictures, none, or a set as in evaluate.py (default held_out in preset quick)",
-        flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_string(
-        "run_dir", None, "folder of the run; one that exists goes on (default: a new one below --runs)", flag_values=v
-    )
-    flags.DEFINE_integer(
-        "report_images",
+    cli.data_dir_flag(values)
+    flags.DEFINE_integer("memory_mb", 2048, "memory for decoded images, in MiB", lower_bound=0, **define)
+
+
+def _noise(values):
+    define = {"flag_values": values}
+    flags.DEFINE_enum("noise", None, experiments.NOISES, "noise model (default: gaussian)", **define)
+    cli.level_flags(values, "; from a range, each crop draws its level")
+    flags.DEFINE_enum(
+        "parameter_source",
         None,
-        "images between two reports (default: 40 reports, or 100 images)",
-        lower_bound=1,
-        flag_values=v,
+        experiments.SOURCES,
+        "the noise level is known, or learned: one for all images, or one for each (default: known)",
+        **define,
     )
+    flags.DEFINE_enum(
+        "likelihood",
+        None,
+        experiments.LIKELIHOODS,
+        "for impulse noise: the paper's two moments, the exact mixture, or the mean of both",
+        **define,
+    )
+    flags.DEFINE_string("parameter_start", None, "start of a learned level: published, estimate, or a level", **define)
+    flags.DEFINE_float("parameter_rate", None, "learning rate of a learned global level, as a multiple", **define)
+
+
+def _network(values):
+    define = {"flag_values": values}
+    flags.DEFINE_enum("network", None, tuple(DESIGNS), "U-Net (default: compact; paper for preset paper)", **define)
+    flags.DEFINE_integer("width", None, "features of its first layer (default: 16, paper 48)", lower_bound=1, **define)
+    flags.DEFINE_enum(
+        "pipeline",
+        None,
+        experiments.PIPELINES,
+        "blindspot (default), or a baseline: mean (no noise model), n2c (clean targets), n2n (noisy targets)",
+        **define,
+    )
+    flags.DEFINE_enum("covariance", None, ("full", "diagonal"), "between colours (default: full)", **define)
+    flags.DEFINE_enum("channels", None, ("3", "1"), "3 for colour (default), 1 for gray", **define)
+    flags.DEFINE_string(
+        "experiment", None, "a configuration of the paper by its name, such as gauss25-blindspot-sigma_known", **define
+    )
+
+
+def _optimization(values):
+    define = {"flag_values": values}
+    flags.DEFINE_enum(
+        "preset",
+        None,
+        tuple(PRESETS),
+        "how long to train: quick (5 minutes), hour (default), night (8 hours), or paper (2 to 16 million crops)",
+        **define,
+    )
+    flags.DEFINE_string("budget", None, "train for this long, such as 90s, 30min or 2h", **define)
+    flags.DEFINE_integer("train_images", None, "train on so many crops, however long it takes", lower_bound=1, **define)
+    flags.DEFINE_string("stages", None, "crop x batch size : share of the training, as 64x1:0.6,128x1:0.4", **define)
+    flags.DEFINE_enum("optimizer", None, ("muon", "adam"), "muon (default), or adam (preset paper)", **define)
+    flags.DEFINE_float("learning_rate", None, "peak of the schedule (default: 0.002, paper 0.0003)", **define)
+    flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, **define)
     flags.DEFINE_float(
-        "max_minutes", None, "end after so many minutes, at a checkpoint; the same command goes on",
-        lower_bound=0.0, flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_float("checkpoint_minutes", 5.0, "between two checkpoints", lower_bound=0.0, flag_values=v)
-    flags.DEFINE_enum(
-        "jit", "auto", ("auto", "on", "off"),
-        "compile with XLA: auto does where it is faster. The last bits of a result depend on it", flag_values=v,
+        "average", None, "momentum of the averaged weights; 0 for none (default: 0.999, paper 0)", lower_bound=0.0,
+        upper_bound=0.999999, **define,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "precision", "float32", ("float32", "bfloat16"),
-        "of the network's arithmetic in training; weights and likelihood stay as they are", flag_values=v,
-    )  # fmt: skip
+        "precision",
+        "float32",
+        ("float32", "bfloat16"),
+        "of the network in training; weights and likelihood keep theirs",
+        **define,
+    )
+    flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, **define)
+    flags.DEFINE_string("warm_start", "", "run whose weights to start from", **define)
+
+
+def _run(values):
+    define = {"flag_values": values}
+    flags.DEFINE_string(
+        "run_dir", None, "folder of the run; an existing run continues (default: a new one in --runs)", **define
+    )
+    flags.DEFINE_string("runs", "runs", "folder of the runs", **define)
     flags.DEFINE_integer(
-        "steps_per_execution", 1, "steps that are handed to the device at once", lower_bound=1, flag_values=v
+        "report_images", None, "crops between two reports (default: 40 reports)", lower_bound=1, **define
+    )
+    flags.DEFINE_float("checkpoint_minutes", 5.0, "minutes between two checkpoints", lower_bound=0.0, **define)
+    flags.DEFINE_float(
+        "max_minutes", None, "stop after so many minutes; the same command continues", lower_bound=0.0, **define
+    )
+
+
+def _devices(values):
+    define = {"flag_values": values}
+    flags.DEFINE_enum(
+        "jit",
+        "auto",
+        ("auto", "on", "off"),
+        "compile with XLA; auto does where it is faster. The last bits of a result depend on it",
+        **define,
+    )
+    flags.DEFINE_integer(
+        "steps_per_execution", 1, "steps that are handed to the device at once", lower_bound=1, **define
     )
     flags.DEFINE_enum(
-        "strategy", "auto", ("auto", "one_device", "mirrored", "multi_worker"),
+        "strategy",
+        "auto",
+        ("auto", "one_device", "mirrored", "multi_worker"),
         "auto: the workers of TF_CONFIG if it names several, else all GPUs; mirrored: all devices of this machine",
-        flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_integer(
-        "cpu_devices", 1, "devices to make of the CPU, to try --strategy=mirrored", lower_bound=1, flag_values=v
+        **define,
     )
-    flags.DEFINE_float(
-        "wait_minutes", 10.0, "how long workers wait for each other at the start, and for one that was lost",
-        lower_bound=0.0, flag_values=v,
-    )  # fmt: skip
-    flags.DEFINE_integer("memory_mb", 2048, "memory for decoded pictures, in MiB", lower_bound=0, flag_values=v)
-    cli.place_flags(v)
+    flags.DEFINE_integer("cpu_devices", 1, "split the CPU, to try --strategy=mirrored", lower_bound=1, **define)
+    flags.DEFINE_float("wait_minutes", 10.0, "how long workers wait for each other", lower_bound=0.0, **define)
 
 
-def experiment_from_flags(v, preset):
-    """The Experiment that the flags of train.py describe.
+def experiment_from_flags(values, preset):
+    """The Experiment that the flags describe.
 
     Raises:
         UserError: unknown name, or flags that exclude each other.
     """
-    described = ("noise", *experiments.LEVEL_NAMES.values(), "parameter_source", "pipeline", "covariance", "channels")
-    if v.experiment:
-        both = [name for name in described if v[name].value is not None]
-        if both:
-            raise UserError(f"--experiment: expected no other description of the run, received --{both[0]} beside it.")
-        if v.experiment not in experiments.PUBLISHED:
-            names = ", ".join(experiments.PUBLISHED)
-            raise UserError(f"--experiment: expected one of {names}, received '{v.experiment}'.")
-        experiment = experiments.PUBLISHED[v.experiment]
-        likelihood = _likelihood(v, experiment.noise, experiment.pipeline, preset)
-        return experiments.dataclasses.replace(experiment, likelihood=likelihood)
-    noise, pipeline = v.noise or "gaussian", v.pipeline or "blindspot"
-    low, high = cli.level_from_flags(v, noise) or cli.parse_levels(noise, _DEFAULT_LEVEL[noise])
+    network = {"network": values.network or preset["network"], "width": values.width}
+    if values.experiment:
+        return dataclasses.replace(_published(values, preset), **network)
+    noise, pipeline = values.noise or "gaussian", values.pipeline or "blindspot"
+    given = cli.level_from_flags(values, noise)
+    low, high = given or cli.parse_levels(noise, _DEFAULT_LEVEL[noise])
     if pipeline != "blindspot":
         for name in ("parameter_source", "covariance"):
-            if v[name].value is not None:
-                raise UserError(f"--{name}: expected with --pipeline=blindspot, received with --pipeline={pipeline}.")
-    # Whoever brings pictures that are noisy already seldom knows by how much.
-    source = v.parameter_source or ("global" if v.noisy and cli.level_from_flags(v, noise) is None else "known")
+            if values[name].value is not None:
+                raise UserError(f"--{name} is only for --pipeline=blindspot, received --pipeline={pipeline}.")
+    # The level of images that are noisy already is seldom known.
+    source = values.parameter_source or ("global" if values.noisy and given is None else "known")
     return experiments.Experiment(
         noise=noise,
         low=low,
         high=high,
         pipeline=pipeline,
         parameter_source=source if pipeline == "blindspot" else None,
-        diagonal=v.covariance == "diagonal",
-        channels=int(v.channels or 3),
-        likelihood=_likelihood(v, noise, pipeline, preset),
+        diagonal=values.covariance == "diagonal",
+        channels=int(values.channels or 3),
+        likelihood=_likelihood(values, noise, pipeline, preset),
+        **network,
     )
 
 
-def _likelihood(v, noise, pipeline, preset):
+def _published(values, preset):
+    both = [name for name in _DESCRIBING if values[name].value is not None]
+    if both:
+        raise UserError(f"--experiment describes the run already; remove --{both[0]}.")
+    if values.experiment not in experiments.PUBLISHED:
+        names = ", ".join(experiments.PUBLISHED)
+        raise UserError(f"--experiment: expected one of {names}, received '{values.experiment}'.")
+    experiment = experiments.PUBLISHED[values.experiment]
+    likelihood = _likelihood(values, experiment.noise, experiment.pipeline, preset)
+    return dataclasses.replace(experiment, likelihood=likelihood)
+
+
+def _likelihood(values, noise, pipeline, preset):
     if noise == "impulse" and pipeline == "blindspot":
-        return v.likelihood or preset["likelihood"]
-    if v.likelihood:
-        raise UserError(
-            f"--likelihood: expected with --noise=impulse and the blind spot, received with {noise} noise, {pipeline}."
-        )
+        return values.likelihood or preset["likelihood"]
+    if values.likelihood:
+        raise UserError(f"--likelihood is only for impulse noise and --pipeline=blindspot, not {noise}, {pipeline}.")
     return "moments"
 
 
-def options_from_flags(v):
-    """The runs.Options that the flags of train.py describe.
+def options_from_flags(values):
+    """The Options that the flags of train.py describe.
 
     Raises:
-        UserError: as `experiment_from_flags`, or a value that makes no training.
+        UserError: as `experiment_from_flags`, or a value out of range.
     """
-    preset = _PRESETS[v.preset]
-    experiment = experiment_from_flags(v, preset)
-    names = ("crop", "final_crop", "final_images", "batch_size", "learning_rate", "train_images", "validation")
-    chosen = {name: v[name].value for name in names}
-    chosen |= {"start": v.parameter_start, "rate": v.parameter_rate, "clip_norm": v.clip_norm}
-    settings = {"train_images": experiment.paper_images} | preset
-    if v.preset == "quick" and experiment.noise == "impulse":
-        settings |= _QUICK_IMPULSE
-    settings |= {name: value for name, value in chosen.items() if value is not None}
-    share = settings.pop("final_share")
-    settings.setdefault("final_images", round(share * settings["train_images"]))
-    del settings["likelihood"]
-    _check_crops(settings, v)
-    if v.train_data == "sample" and v.validation is None:
+    preset = PRESETS[values.preset or ("paper" if values.experiment else "hour")]
+    experiment = experiment_from_flags(values, preset)
+    chosen = {name: values[name].value for name in preset if name != "network"}
+    settings = preset | {name: value for name, value in chosen.items() if value is not None}
+    if values.train_data == "sample" and values.validation is None:
         settings["validation"] = "held_out"
-    if v.noisy:
-        settings["validation"] = _no_validation(v)
-        if experiment.pipeline in ("n2c", "n2n"):
-            raise UserError(
-                f"--noisy: expected a pipeline that needs no clean picture, received --pipeline={experiment.pipeline}."
-            )
-    for name, value in (("learning_rate", settings["learning_rate"]), ("parameter_rate", settings["rate"])):
-        if not 0 < value < math.inf:
-            raise UserError(f"--{name}: expected a number above 0, received {value}.")
-    _check_start(settings["start"], experiment)
-    return folder.Options(
+    if values.noisy:
+        _check_noisy(values, experiment)
+    for name in ("learning_rate", "parameter_rate"):
+        if not 0 < settings[name] < math.inf:
+            raise UserError(f"--{name}: expected a number above 0, received {settings[name]}.")
+    _check_start(settings["parameter_start"], experiment)
+    options = Options(
         experiment=experiment,
-        train_data=v.train_data,
-        noisy_already=v.noisy,
-        seed=v.seed,
-        warm_start=v.warm_start,
-        width=v.width,
-        precision=v.precision,
-        **settings,
+        train_data=values.train_data,
+        noisy_already=values.noisy,
+        stages=_stages(settings["stages"], DESIGNS[experiment.network].grid),
+        start=settings["parameter_start"],
+        rate=settings["parameter_rate"],
+        seed=values.seed,
+        warm_start=values.warm_start,
+        precision=values.precision,
+        **{name: settings[name] for name in _SAME_NAME},
     )
+    if values.train_images and values.budget:
+        raise UserError("--train_images and --budget both say how long to train; give one of them.")
+    if settings["budget"] and not values.train_images:
+        return dataclasses.replace(options, budget=parse_duration(settings["budget"]))
+    return options.with_images(values.train_images or experiment.paper_images)
 
 
-def _check_crops(settings, v):
-    for name in ("crop", "final_crop"):
-        if settings[name] % 32:
-            raise UserError(f"--{name}: expected a multiple of 32, received {settings[name]}.")
-    if settings["final_images"] > settings["train_images"]:
-        raise UserError(
-            f"--final_images: expected at most --train_images={settings['train_images']}, "
-            f"received {settings['final_images']}."
-        )
-    if settings["final_crop"] <= settings["crop"] and v.final_crop is None:
-        settings["final_images"] = 0  # the crops are large enough from the start
+_SAME_NAME = ("augment", "optimizer", "learning_rate", "average", "clip_norm", "validation")
 
 
-def _no_validation(v):
-    if v.validation not in (None, "none"):
-        raise UserError(
-            "--validation: expected none with --noisy, as there is no clean picture to compare with, "
-            f"received '{v.validation}'."
-        )
-    return "none"
+def parse_duration(text):
+    """Seconds in a text such as 90s, 30min or 2h.
+
+    Raises:
+        UserError: another form, or no time at all.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
+    if seconds <= 0:
+        raise UserError(f"--budget: expected a time such as 90s, 30min or 2h, received '{text}'.")
+    return seconds
+
+
+def _stages(text, grid):
+    with cli.errors_about("stages"):
+        stages = parse_stages(text)
+        for stage in stages:
+            if stage.crop % grid:
+                raise ValueError(f"expected crops that are multiples of {grid}, received {stage.crop}.")
+    return stages
+
+
+def _check_noisy(values, experiment):
+    if experiment.pipeline in ("n2c", "n2n"):
+        raise UserError(f"--noisy needs a pipeline without clean images, received --pipeline={experiment.pipeline}.")
+    if values.validation not in (None, "none", "held_out"):
+        raise UserError(f"--validation: with --noisy, expected held_out or none, received '{values.validation}'.")
 
 
 def _check_start(start, experiment):

@@ -97,6 +97,18 @@ def to_channels(pixels, channels):
     return np.round(pixels.mean(axis=-1, keepdims=True)).astype(pixels.dtype)
 
 
+def flip(image, number):
+    """[H,W,C] in one of its eight orientations: flipped by rows (number & 1), by columns (& 2), transposed (& 4)."""
+    image = image[::-1] if number & 1 else image
+    image = image[:, ::-1] if number & 2 else image
+    return image.swapaxes(0, 1) if number & 4 else image
+
+
+def unflip(image, number):
+    """Undoes `flip`."""
+    return flip(image.swapaxes(0, 1) if number & 4 else image, number & 3)
+
+
 def to_uint8(image):
     """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
     return _quantize(image, np.uint8)

@@ -117,13 +117,13 @@ class ImageStore:
         """What two stores of the same pictures have in common: [(name, least side), ...]."""
         return [(file.name, self._sides[file]) for file in self.files]
 
-    def largest_crop(self):
-        """Side of the largest square that fits into one of the pictures."""
-        return max(self._sides[file] for file in self.files)
+    def sides(self):
+        """The smaller side of each picture."""
+        return [self._sides[file] for file in self.files]
 
     def at_least(self, side):
-        """The pictures that hold a square of this side: a sequence like this one."""
-        return _Some(self, [i for i, file in enumerate(self.files) if self._sides[file] >= side])
+        """The pictures that hold a square of this side: a Subset."""
+        return Subset(self, [i for i, file in enumerate(self.files) if self._sides[file] >= side])
 
     def __getitem__(self, number):
         return self.readable(range(len(self.files)), number)
@@ -146,7 +146,9 @@ class ImageStore:
         raise UserError(f"expected pictures, received {len(numbers)} files that cannot be decoded any more.")
 
 
-class _Some:
+class Subset:
+    """Some of the pictures of an ImageStore, by their numbers there."""
+
     def __init__(self, store, numbers):
         self.store, self.numbers = store, numbers
 
@@ -196,9 +198,12 @@ class Samples:
         seed: of the run.
         exponent: function of the image index, or None.
         noisy_already: the pictures are noisy; nothing is added.
+        augment: crops are flipped and transposed at random.
     """
 
-    def __init__(self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False):
+    def __init__(
+        self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False
+    ):
         self.store = store
         self.experiment = experiment
         self.noise = noise
@@ -206,6 +211,7 @@ class Samples:
         self.seed = seed
         self.exponent = exponent
         self.noisy_already = noisy_already
+        self.augment = augment
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, index))
@@ -234,6 +240,8 @@ class Samples:
         pixels = self.store[rng.integers(len(self.store))]
         top, left = (rng.integers(side - self.crop + 1) for side in pixels.shape[:2])
         pixels = pixels[top : top + self.crop, left : left + self.crop]
+        if self.augment:
+            pixels = images.flip(pixels, rng.integers(8))
         return images.to_float(images.to_channels(pixels, self.experiment.channels))
 
     def _corrupt(self, clean, rng):
@@ -242,15 +250,3 @@ class Samples:
         if self.noisy_already:
             return clean, parameter
         return self.noise.corrupt(clean, parameter, rng), parameter
-
-
-class Stages:
-    """Two kinds of Samples in a row: those of `first` up to image `begin`, then those of `second`."""
-
-    def __init__(self, first, second, begin):
-        self.first, self.second, self.begin = first, second, begin
-        self.store = first.store
-
-    def batch(self, start, size):
-        """As in Samples; the crop of a batch is that of its first sample."""
-        return (self.first if start < self.begin else self.second).batch(start, size)

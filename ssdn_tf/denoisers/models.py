@@ -140,6 +140,12 @@ def _regression(experiment, network):
     )
 
 
+def networks(denoiser):
+    """The U-Nets of a Denoiser: the denoiser's own and, for a level per image, the estimator."""
+    found = [(layer, getattr(layer, "network", None)) for layer in denoiser.training.layers]
+    return [network for pair in found for network in pair if isinstance(network, UNet)]
+
+
 def anneals(experiment):
     """True where the loss is the annealed Lp: impulse noise in the target."""
     return experiment.noise == "impulse" and experiment.pipeline in ("n2n", "mean")

@@ -56,6 +56,20 @@ def load(path, variables):
     return position
 
 
+def load_weights(path, model):
+    """Sets a model's weights from the checkpoint of a training: the averaged ones where there are some.
+
+    Returns:
+        The position of the training.
+
+    Raises:
+        UserError: as `load`.
+    """
+    arrays = _read(path)
+    averaged = {v.path: f"average/{v.path}" for v in model.variables if f"average/{v.path}" in arrays}
+    return load(path, {averaged.get(v.path, v.path): v for v in model.variables})
+
+
 def _read(path):
     try:
         # zipfile tells some damage by a RuntimeError.

@@ -30,7 +30,7 @@ class Devices:
 
     Attributes:
         strategy: tf.distribute.Strategy of several replicas, or None.
-        replicas: parts of a batch, on all machines together.
+        replicas: parts of a batch, on all machines run_on_all.
         workers, worker: number of processes, and which of them this one is.
     """
 
@@ -47,7 +47,7 @@ class Devices:
         """Where models and optimizers are made."""
         return contextlib.nullcontext()
 
-    def collect(self, number):
+    def all_gather(self, number):
         """`number`, an integer, of each worker: a list. All workers must call this."""
         return [int(number)]
 
@@ -102,9 +102,9 @@ class TensorFlowDevices(Devices):
                 sums[i] = total.numpy()
         return sums
 
-    def collect(self, number):
+    def all_gather(self, number):
         if self.workers == 1:
-            return super().collect(number)
+            return super().all_gather(number)
         import tensorflow as tf
 
         own = np.zeros(self.workers, np.int64)
@@ -173,7 +173,7 @@ def training_model(model, devices, **compile_arguments):
     return replicated
 
 
-def together(devices, function):
+def run_on_all(devices, function):
     """function(), by each worker; where one raises a UserError, all do.
 
     Returns:
@@ -184,7 +184,7 @@ def together(devices, function):
         result = function()
     except UserError as error:
         problem = error
-    failed = [worker for worker, bad in enumerate(devices.collect(problem is not None)) if bad]
+    failed = [worker for worker, bad in enumerate(devices.all_gather(problem is not None)) if bad]
     if problem:
         raise problem
     if failed:
@@ -195,7 +195,7 @@ def together(devices, function):
 def require_same(devices, description):
     """Raises a UserError unless each worker has the same `description`, which is JSON-able."""
     digest = zlib.crc32(json.dumps(description).encode())
-    digests = devices.collect(digest)
+    digests = devices.all_gather(digest)
     others = [worker for worker, other in enumerate(digests) if other != digests[0]]
     if others:
         raise UserError(

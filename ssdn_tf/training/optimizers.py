@@ -1,28 +1,39 @@
-"""Adam that leaves a step out when its gradient is not finite."""
+"""Adam and Muon, leaving out steps whose gradient is not finite, and averaging the weights."""
+
+import math
 
 import keras
 from keras import ops
 
 
-@keras.saving.register_keras_serializable("ssdn_tf")
-class SkippingAdam(keras.optimizers.Adam):
-    """Adam; a step with a non-finite gradient changes neither weights nor moments.
+class Skipping:
+    """What both optimizers add to those of Keras.
 
-    The step still counts for the schedule and for the bias correction. `skipped` counts
-    such steps, `skipped_in_a_row` the latest run of them.
+    A step with a non-finite gradient changes neither weights nor moments. It still counts for the schedule and for
+    the bias correction. `skipped` counts such steps, `skipped_in_a_row` the latest run of them.
 
-    Under tf.distribute it expects gradients that are summed over the replicas already (see
-    `distribution.Replicated`), so that the whole gradient decides, and is what a clip norm limits.
-    Keras adds up after it has clipped those of each replica.
+    With `use_ema`, `averages` hold the weights averaged over steps. The momentum of the average grows to
+    `ema_momentum`, as (1 + t) / (10 + t) after t steps, so that the start is forgotten. Unlike in Keras, the end of a
+    `fit` does not replace the weights by their averages, because training may go on.
+
+    Under tf.distribute it expects gradients that are already summed over the replicas (`distribution.Replicated`), so
+    that the whole gradient decides, and the clip norm limits the whole gradient; Keras clips that of each replica.
 
     Reference: the published optimizer skips silently; without it one bad batch ends a run.
     """
 
     def build(self, variables):
         super().build(variables)
+        for average, variable in zip(self.averages, variables):
+            average.assign(ops.convert_to_numpy(variable))  # a copy: JAX would share the buffer
         count = {"shape": (), "initializer": "zeros", "dtype": "int32", "aggregation": "only_first_replica"}
         self.skipped = self.add_variable(name="skipped", **count)
         self.skipped_in_a_row = self.add_variable(name="skipped_in_a_row", **count)
+
+    @property
+    def averages(self):
+        """The averaged weights, in the order of the trainable variables; [] without `use_ema`."""
+        return list(self._model_variables_moving_average) if self.use_ema else []
 
     def apply(self, grads, trainable_variables=None):
         if trainable_variables is not None and not self.built:
@@ -36,17 +47,71 @@ class SkippingAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient, variable, learning_rate):
         finite = ops.isfinite(ops.reshape(gradient, (-1,))[0])
-        index = self._get_variable_index(variable)
-        m, v = self._momentums[index], self._velocities[index]
-        # The arithmetic form of "if": it compiles, and it works where variables are values handed from step
-        # to step (JAX). m moves towards itself, the weight by 0 m, and v is put back.
-        gradient = ops.where(finite, gradient, ops.convert_to_tensor(m))
-        before = ops.copy(ops.convert_to_tensor(v))  # a conversion alone may be the variable
-        # A constant rate arrives as a variable, which JAX does not take for a value here.
-        rate = ops.where(finite, ops.convert_to_tensor(learning_rate), 0.0)
-        super().update_step(gradient, variable, rate)
-        self.assign(v, ops.where(finite, ops.convert_to_tensor(v), before))
+        changing = [variable, *self.moments(variable)]
+        # Copies, as a conversion alone may be the variable. "If" in its arithmetic form compiles, and works where
+        # variables are values that are handed from step to step (JAX).
+        before = [ops.copy(ops.convert_to_tensor(v)) for v in changing]
+        super().update_step(gradient, variable, ops.convert_to_tensor(learning_rate))
+        for v, old in zip(changing, before):
+            self.assign(v, ops.where(finite, ops.convert_to_tensor(v), old))
 
     def _all_reduce_sum_gradients(self, grads_and_vars):
-        """Keras adds up here, which has been done."""
+        """Keras sums over replicas here, which is already done."""
         return grads_and_vars
+
+    def _update_model_variables_moving_average(self, trainable_variables):
+        if self.use_ema:
+            t = ops.cast(self.iterations, "float32")
+            share = 1.0 - ops.minimum(self.ema_momentum, (1.0 + t) / (10.0 + t))
+            for variable, average in zip(trainable_variables, self._model_variables_moving_average):
+                # In this form, the average of equal weights is exact.
+                average.assign(average + share * (variable - average))
+
+    def finalize_variable_values(self, var_list):
+        """Keeps the weights as they are."""
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class SkippingAdam(Skipping, keras.optimizers.Adam):
+    """Adam with what `Skipping` adds; otherwise equal to Keras's to the bit."""
+
+    def moments(self, variable):
+        index = self._get_variable_index(variable)
+        return [self._momentums[index], self._velocities[index]]
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class SkippingMuon(Skipping, keras.optimizers.Muon):
+    """Muon for convolution kernels, Adam for all else, with what `Skipping` adds.
+
+    Keras applies Muon to matrices only. Here a kernel [rows, columns, inputs, outputs] with more than 3 inputs is taken
+    as the matrix [rows * columns * inputs, outputs]. Its step is the orthogonal factor of the Nesterov momentum, by
+    five Newton-Schulz steps, times 0.2 sqrt(larger side), so that rates that suit Adam suit it too. Biases, first
+    layers (which see the image) and the variables in `exclude_layers` get Adam, and nothing decays.
+
+    References: K. Jordan et al., Muon, 2024; Liu et al., arXiv 2502.16982 (the factor 0.2).
+    """
+
+    def __init__(self, learning_rate=1e-3, *, adam_beta_2=0.99, epsilon=1e-8, rms_rate=0.2, **kwargs):
+        super().__init__(
+            learning_rate,
+            adam_beta_2=adam_beta_2,
+            epsilon=epsilon,
+            rms_rate=rms_rate,
+            **{"weight_decay": None, "adam_weight_decay": None} | kwargs,
+        )
+
+    def moments(self, variable):
+        index = self._get_variable_index(variable)
+        return [m for m in (self.momentums[index], self.adam_velocities[index]) if m is not None]
+
+    def _should_use_adamw(self, variable):
+        shape = variable.shape
+        return len(shape) != 4 or shape[2] <= 3 or any(name in variable.path for name in self.exclude_layers)
+
+    def zeropower_via_newtonschulz5(self, x, steps):
+        matrix = super().zeropower_via_newtonschulz5(ops.reshape(x, (-1, x.shape[-1])), steps)
+        return ops.reshape(matrix, x.shape)
+
+    def lr_adjust(self, x):
+        return x * self.rms_rate * math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1]))

@@ -5,6 +5,7 @@ import math
 import pathlib
 import time
 
+import keras
 import numpy as np
 
 from ssdn_tf.data import images
@@ -16,12 +17,18 @@ _VALIDATION_SIDE = 256
 
 
 class Validation:
-    """PSNR of fixed noisy 256x256 centre crops (at most `most` pictures), in one batch."""
+    """Scores of a model on fixed 256x256 centre crops of at most `most` held-out images.
+
+    Clean images are made noisy, and scored by PSNR. Images that are noisy already are scored by the training loss.
+    """
 
     def __init__(self, files, options, most=4):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
-        self.cases = []
+        self.options, self.cases, self.noisy = options, [], []
         for file in files[:most]:
+            if options.noisy_already:
+                self.noisy.append(self._noisy_crop(file))
+                continue
             clean = images.to_float(images.to_channels(images.read(file), experiment.channels))
             sides = [min(side, _VALIDATION_SIDE) for side in clean.shape[:2]]
             top, left = ((side - part) // 2 for side, part in zip(clean.shape[:2], sides))
@@ -29,10 +36,20 @@ class Validation:
             generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
             self.cases.append(protocol.corrupt(clean, experiment, noise, generator, _VALIDATION_SIDE))
 
-    def __call__(self, model):
-        """Means over the pictures: {"psnr": dB of the answer, "psnr_mu_x": ...}; {} without pictures."""
+    def _noisy_crop(self, file):
+        """[H,W,C] in the middle of an image, H and W multiples of 32 (or as they are, if smaller)."""
+        image = images.to_float(images.to_channels(images.read(file), self.options.experiment.channels))
+        height, width = (min(side // 32 * 32 or side, _VALIDATION_SIDE) for side in image.shape[:2])
+        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+        return image[top : top + height, left : left + width]
+
+    def __call__(self, denoiser):
+        """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
+        if self.noisy:
+            return {"held_out_loss": float(np.mean([self._loss(denoiser.training, image) for image in self.noisy]))}
         if not self.cases:
             return {}
+        model = denoiser.inference
         inputs = {"noisy": np.stack([case.padded for case in self.cases])}
         if "noise_parameter" in model.input:
             levels = np.array([case.parameter for case in self.cases], np.float32)
@@ -43,6 +60,13 @@ class Validation:
             if key in outputs:
                 result[name] = float(np.mean([self._psnr(c, np.asarray(o)) for c, o in zip(self.cases, outputs[key])]))
         return result
+
+    def _loss(self, model, image):
+        level = self.options.experiment.parameter(self.options.experiment.low)
+        inputs = {"noisy": image[None], "target": image[None], "exponent": np.ones((1, 1, 1, 1), np.float32)}
+        inputs["noise_parameter"] = np.full((1, 1, 1, 1), level, np.float32)
+        outputs = model({name: inputs[name] for name in model.input})
+        return np.mean(keras.ops.convert_to_numpy(outputs))
 
     @staticmethod
     def _psnr(case, output):
@@ -127,6 +151,8 @@ def progress_line(row, options, left):
         parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
     elif "psnr" in row:
         parts.append(f"PSNR {row['psnr']:.2f} dB")
+    if "held_out_loss" in row:
+        parts.append(f"held-out loss {row['held_out_loss']:.4f}")
     if row["skipped"]:
         parts.append(f"{row['skipped']} steps skipped")
     return "  ".join(parts)

@@ -1,8 +1,6 @@
-"""A training run: samples to the model, progress, checkpoints, resumption."""
+"""A training run: one `fit` for each stage, with checkpoints, reports and exact resumption."""
 
 import contextlib
-import dataclasses
-import functools
 import math
 import pathlib
 import time
@@ -11,200 +9,32 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.data import batches, images
-from ssdn_tf.data import samples as data
-from ssdn_tf.denoisers import models
-from ssdn_tf.errors import UserError
-from ssdn_tf.evaluation import protocol
+from ssdn_tf.data import batches
+from ssdn_tf.data.samples import ImageStore
 from ssdn_tf.inference import checkpoints
-
-GRID = 32
-from ssdn_tf.training import distribution, folder, schedules
-from ssdn_tf.training.optimizers import SkippingAdam
+from ssdn_tf.training import build, callbacks, distribution, folder
 from ssdn_tf.training.reports import History, Validation, progress_line
-from ssdn_tf.training.watch import Watch
 
-_TOO_MANY_SKIPS = 100  # in a row
-_NOTHING = {"steps": 0, "loss": 0.0, "seconds": 0.0}  # trained since the last report
-_XLA_PIXELS = 2**15  # of a batch, up to which XLA makes a step faster on a CPU
-_COMPILE = None  # arguments of `compile` in place of what --jit gives; most tests run eagerly
+_REPORTS = 40
 _LEAST_REPORT = 100  # images between two reports, where the user does not say
-_WORK = 1.25e6  # multiply-adds a pixel, forward, of the blind colour network
-
-
-def training_files(options, data_dir=None):
-    """(training files, held-out files) that the options ask for.
-
-    Raises:
-        UserError: no such data.
-    """
-    if options.train_data == "sample":
-        files, held = data.sample_photographs()
-    elif options.train_data.startswith("tfds:"):
-        from ssdn_tf.data import tfds
-
-        files, held = tfds.extract(options.train_data, data_dir), []
-    else:
-        files, held = images.find(options.train_data), []
-    if options.validation == "none":
-        return files, []
-    if options.validation != "held_out":
-        return files, protocol.image_set(options.validation, data_dir)[1]
-    return (files, held) if held else data.hold_out(files)
-
-
-def settle(options, store):
-    """The options with a final crop that fits into one of the pictures (warning where that changes it)."""
-    if not options.final_images:
-        return options
-    side = min(options.final_crop, store.largest_crop() // GRID * GRID)
-    if side == options.final_crop:
-        return options
-    images.warn(f"the last crops are of {side}x{side}, as no picture holds {options.final_crop}x{options.final_crop}.")
-    return dataclasses.replace(options, final_crop=side)
-
-
-def make_samples(options, store):
-    """data.Samples, or data.Stages where the last crops have a size of their own."""
-    experiment = options.experiment
-    exponent = None
-    if models.anneals(experiment):
-
-        def exponent(index):
-            return schedules.annealed_exponent(index, options.train_images)
-
-    noise = models.noise_model(experiment)
-    settings = {"seed": options.seed, "exponent": exponent, "noisy_already": options.noisy_already}
-    first = data.Samples(store, experiment, noise, crop=options.crop, **settings)
-    if not options.final_images or options.final_crop == options.crop:
-        return first
-    side = options.final_crop
-    second = data.Samples(store.at_least(side), experiment, noise, crop=side, **settings)
-    return data.Stages(first, second, options.final_step * options.batch_size)
-
-
-def start_of_parameter(options, samples):
-    """Raw number that a learned noise parameter starts from."""
-    experiment = options.experiment
-    if experiment.parameter_source not in ("global", "per_image") or options.start == "published":
-        return 0.0
-    model = models.noise_model(experiment)
-    if options.start != "estimate":
-        return model.unconstrain(experiment.parameter(float(options.start)))
-    # Indices that no training reaches, so that the estimate has crops of its own.
-    crops = np.concatenate([samples.batch(2**40 + i, 1)["noisy"] for i in range(64)])
-    return model.unconstrain(model.estimate(crops))
-
-
-def jit_compile(jit, pixels=None):
-    """Whether XLA compiles the functions of a model.
-
-    On two CPU cores, XLA makes a training step on 1 crop of 64x64 1.2 times as fast, on 4 of them
-    1.05 times, one on 1 of 256x256 no faster, nor the denoising of a picture (benchmarks/step.py);
-    and it compiles again for each size of a picture. JAX knows nothing else.
-
-    Args:
-        jit: "on", "off", or "auto".
-        pixels: of a training batch; None for denoising.
-
-    Raises:
-        UserError: "off" under JAX.
-    """
-    if keras.backend.backend() == "jax":
-        if jit == "off":
-            raise UserError("--jit: expected auto or on with JAX, which always compiles, received off.")
-        return True
-    if jit != "auto":
-        return jit == "on"
-    return pixels is not None and (pixels <= _XLA_PIXELS or _has_accelerator())
-
-
-def _has_accelerator():
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
-
-
-def build(options, samples, jit="auto", devices=None, steps_per_execution=1):
-    """The Denoiser of a run, compiled for training.
-
-    Args:
-        options: runs.Options.
-        samples: what a learned noise parameter starts from.
-        jit: see `jit_compile`.
-        devices: distribution.Devices, or None for one.
-        steps_per_execution: of `fit`.
-    """
-    devices = devices or distribution.Devices()
-    keras.utils.set_random_seed(options.seed)
-    start = start_of_parameter(options, samples)
-    settings = {"rate": options.rate, "width": options.width, "precision": options.precision}
-    with devices.scope():
-        denoiser = models.build(options.experiment, start=start, **settings)
-    schedule = schedules.RampUpRampDown(
-        peak=options.learning_rate,
-        train_images=options.train_images,
-        batch_size=options.batch_size,
-        final_images=options.final_images,
-        final_weight=(options.final_crop / options.crop) ** 2,
-    )
-    pixels = options.batch_size * options.crop**2 // devices.replicas
-    compiled = _COMPILE or {"jit_compile": jit_compile(jit, pixels)}
-    with devices.scope():
-        optimizer = SkippingAdam(
-            schedule, name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, global_clipnorm=options.clip_norm or None
-        )
-        optimizer.build(denoiser.training.trainable_variables)
-    if steps_per_execution > 1:
-        compiled = compiled | {"steps_per_execution": steps_per_execution}
-    training = distribution.training_model(denoiser.training, devices, optimizer=optimizer, **compiled)
-    # Made outside of the scope, it answers on one device, without the other replicas.
-    inference = keras.Model(denoiser.inference.input, denoiser.inference.output, name="inference")
-    inference.compile(**(_COMPILE or {"jit_compile": jit_compile(jit)}))
-    return models.Denoiser(training, inference)
-
-
-def load_inference(run_dir):
-    """(Options, inference model, position) of a run, from its checkpoint."""
-    options = folder.read_options(run_dir)
-    denoiser = models.build(options.experiment, rate=options.rate, width=options.width)
-    denoiser.inference.compile(**(_COMPILE or {"jit_compile": jit_compile("auto")}))
-    path = pathlib.Path(run_dir) / "checkpoint.npz"
-    position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
-    return options, denoiser.inference, position
-
-
-def estimated_seconds(options):
-    """Rough length of a training from scratch: its multiply-adds at the rate of a large convolution here."""
-    x = np.ones((16, 64, 64, 96), np.float32)
-    kernel = np.full((3, 3, 96, 96), 1e-3, np.float32)
-    best = math.inf
-    for _ in range(4):
-        begin = time.perf_counter()
-        float(ops.sum(ops.conv(x, kernel, padding="same", data_format="channels_last")))
-        best = min(best, time.perf_counter() - begin)
-    rate = 16 * 64 * 64 * 9 * 96 * 96 / best
-    work = _WORK * (1.0 if options.experiment.pipeline in ("blindspot", "mean") else 0.25)
-    if options.experiment.parameter_source == "per_image":
-        work *= 1.25
-    work *= (options.width / 48) ** 2
-    return options.pixels(options.steps) * 3 * work / rate
+_MEASURED_STEPS = 10  # of each stage, to find how many fit into a time budget
 
 
 class Run:
-    """One training, from the options and a folder, which no other can train meanwhile; `fit` does it all.
+    """One training in one folder, which no other process can train meanwhile.
 
-    With several workers each makes one; the chief's folder alone is read and written.
+    With several workers each makes a Run; only the chief's folder is read and written.
 
     Args:
-        options: runs.Options.
-        run_dir: folder of the run, a new one or one to go on with.
+        options: options.Options.
+        run_dir: folder of the run, a new one or one to continue.
         data_dir: folder of the data sets.
-        memory_mb: for decoded pictures, in MiB.
+        memory_mb: for decoded images, in MiB.
         report_images: images between two reports.
-        jit: see `jit_compile`.
+        jit: see `build.jit_compile`.
         devices: distribution.Devices, or None for one.
-        steps_per_execution: steps that `fit` takes at once.
+        steps_per_execution: steps that `fit` hands to the device at once.
+        began: when the time of a budget begins, on the clock of `time.monotonic`; None for now.
     """
 
     def __init__(
@@ -218,46 +48,64 @@ class Run:
         jit="auto",
         devices=None,
         steps_per_execution=1,
+        began=None,
     ):
+        self.began = began or time.monotonic()
         self.run_dir = pathlib.Path(run_dir)
         self.checkpoint = self.run_dir / "checkpoint.npz"
         self.devices = devices or distribution.Devices()
-        self.stopped_by_signal = False
-        together = functools.partial(distribution.together, self.devices)
-        store, held_out = together(lambda: self._open(options, data_dir, memory_mb))
-        self.options = options = settle(options, store)
-        distribution.require_same(self.devices, [options.to_dict(), store.description()])
-        self.samples = make_samples(options, store)
-        self.validation = together(lambda: Validation(held_out, options) if self.devices.is_chief else None)
-        report = report_images or max(options.train_images // 40, _LEAST_REPORT)
-        self.report_steps = max(1, report // options.batch_size)
+        self.jit, self.steps_per_execution, self.report_images = jit, steps_per_execution, report_images
+        self.store, held_out = self._on_all(lambda: _open(options, data_dir, memory_mb))
+        options = build.fit_crops(options, self.store.sides())
+        distribution.require_same(self.devices, [options.to_dict(), self.store.description()])
+        self.validation = self._on_all(lambda: Validation(held_out, options) if self.devices.is_chief else None)
         with contextlib.ExitStack() as on_error:
-            self.lock = on_error.enter_context(together(self._claim))
-            self.denoiser = build(options, self.samples, jit, self.devices, steps_per_execution)
-            self.optimizer = self.denoiser.training.optimizer
-            self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)
-            self.unreported = _NOTHING
-            together(self._restore)
+            lock, self.options = self._on_all(lambda: self._claim(options))
+            self.lock = on_error.enter_context(lock)
+            self._build()
+            self._on_all(self._restore)
             self.devices.broadcast(list(self.variables.values()))
-            self.step = _number(self.optimizer.iterations)
-            self.history = together(self._open_history)
+            self.position.step = int(self.optimizer.iterations.numpy())
+            self._plan()
+            self.history = self._on_all(self._open_history)
             on_error.pop_all()
 
-    @staticmethod
-    def _open(options, data_dir, memory_mb):
-        """(ImageStore, held-out files)."""
-        files, held_out = training_files(options, data_dir)
-        return data.ImageStore(files, options.crop, memory_mb), held_out
+    def _on_all(self, function):
+        return distribution.run_on_all(self.devices, function)
 
-    def _claim(self):
+    @property
+    def step(self):
+        """Steps done."""
+        return self.position.step
+
+    # ------------------------------------------------------------ start
+
+    def _claim(self, options):
         if not self.devices.is_chief:
-            return contextlib.ExitStack()
-        if self.options.warm_start and not self.checkpoint.exists():
-            folder.read_options(self.options.warm_start)
-        return folder.claim(self.run_dir, self.options)
+            return contextlib.ExitStack(), options
+        if options.warm_start and not self.checkpoint.exists():
+            folder.read_options(options.warm_start)
+        return folder.claim(self.run_dir, options)
 
-    def _open_history(self):
-        return History(self.run_dir, self.step * self.options.batch_size) if self.devices.is_chief else None
+    def _build(self):
+        samples = build.stage_samples(self.options, self.store, 0)
+        self.denoiser, self.optimizer, self.schedule = build.build(self.options, samples, self.devices)
+        self.denoiser.inference.compile(jit_compile=build.jit_compile(self.jit))
+        self.training = self.compiled = None
+        model, averages = self.denoiser.training, self.optimizer.averages
+        names = {id(a): f"average/{v.path}" for v, a in zip(model.trainable_variables, averages)}
+        self.variables = {names.get(id(v), v.path): v for v in [*model.variables, *self.optimizer.variables]}
+        self.position = callbacks.Position()
+
+    def _compile(self, stage):
+        """Compiles the training for a stage, unless it is compiled the same way already."""
+        pixels = stage.batch_size * stage.crop**2 // self.devices.replicas
+        jit = build.jit_compile(self.jit, pixels)
+        if self.compiled != jit:
+            settings = {"steps_per_execution": self.steps_per_execution} if self.steps_per_execution > 1 else {}
+            settings |= {"optimizer": self.optimizer, "jit_compile": jit}
+            self.training = distribution.training_model(self.denoiser.training, self.devices, **settings)
+            self.compiled = jit
 
     def _restore(self):
         """Brings the chief's variables to the state of the checkpoint."""
@@ -265,14 +113,56 @@ class Run:
             return
         with self.devices.scope():
             if self.checkpoint.exists():
-                position = checkpoints.load(self.checkpoint, self.variables)
-                self.unreported = position.get("unreported", _NOTHING)
+                saved = checkpoints.load(self.checkpoint, self.variables)
+                self.position = callbacks.Position(**saved)
             elif self.options.warm_start:
-                weights = checkpoints.named_variables(self.denoiser.inference)
-                checkpoints.load(pathlib.Path(self.options.warm_start) / "checkpoint.npz", weights)
+                path = pathlib.Path(self.options.warm_start) / "checkpoint.npz"
+                checkpoints.load_weights(path, self.denoiser.inference)
+
+    def _open_history(self):
+        if self.devices.is_chief:
+            return History(self.run_dir, self.options.images_seen(self.step))
+
+    def _plan(self):
+        """Finds how many images fit into the budget, once, and writes it into the folder of the run."""
+        if not self.options.planned:
+            counts = self._measured_images()
+            self.options = self.options.with_counts([self.devices.all_gather(count)[0] for count in counts])
+            if self.devices.is_chief:
+                folder.write_options(self.run_dir, self.options)
+        elif self.options.budget:
+            counts = [self.devices.all_gather(stage.images)[0] for stage in self.options.stages]
+            self.options = self.options.with_counts(counts)
+        self.schedule.plan([stage.images for stage in self.options.stages])
+        if keras.backend.backend() == "jax":
+            self.compiled = None  # JAX has compiled the first plan as a constant
+
+    def _measured_images(self):
+        """Images of each stage within the budget, from the speed of some steps, which are then undone."""
+        before = {name: np.array(variable.numpy()) for name, variable in self.variables.items()}
+        durations = []
+        for number, stage in enumerate(self.options.stages):
+            self._compile(stage)
+            counter = callbacks.Counter(callbacks.Position())
+            for steps in (2, _MEASURED_STEPS):
+                self._fit(number, 0, steps, 1, [counter])
+            durations.append(1.0 / counter.speed)
+        with self.devices.scope():
+            for name, variable in self.variables.items():
+                variable.assign(before[name])
+        seconds = time.monotonic()
+        if self.devices.is_chief:
+            self._validate()  # compiles
+            seconds = time.monotonic()
+            self._validate()
+        reporting = _REPORTS * (time.monotonic() - seconds)
+        left = self.options.budget - (time.monotonic() - self.began) - reporting
+        return [stage.images for stage in self.options.with_seconds(max(left, 0.0), durations).stages]
+
+    # ------------------------------------------------------------ training
 
     def fit(self, checkpoint_seconds=300, deadline=math.inf):
-        """Trains to the end, to a signal (which sets `stopped_by_signal`) or to the deadline, once.
+        """Trains to the end, to a signal (then `stopped_by_signal` is True) or to the deadline, once.
 
         Args:
             checkpoint_seconds: between two checkpoints; they are this and one step apart.
@@ -282,102 +172,140 @@ class Run:
             True at the end.
 
         Raises:
-            UserError: too many steps in a row without a finite gradient, or a checkpoint
-                that cannot be written (the one before is kept).
+            UserError: too many steps in a row without a finite gradient, or a checkpoint that cannot be written (the
+                previous one is kept).
         """
-        # Whoever comes next may have the folder, as nothing is written any more.
-        with self.lock, Watch(self.devices, self._save_within, checkpoint_seconds, deadline) as watch:
-            while self.step < self.options.steps and not watch.ends_run():
-                self._interval(watch)
-                self._refuse_divergence()
-                if watch.is_due():
-                    self.save()
-                    watch.saved()
+        # When the lock is released, nothing is written any more.
+        with self.lock, callbacks.Stop(self.devices, deadline) as stop:
+            while self.step < self.options.steps and not stop.stopped:
+                self._fit_stage(stop, checkpoint_seconds)
             # No worker ends before the checkpoint is there: one that has ended cannot help to train it again.
-            distribution.together(self.devices, self.save)
-        self.stopped_by_signal = watch.received
+            self._on_all(self.save)
+        self.stopped_by_signal = stop.interrupted
         return self.step >= self.options.steps
 
+    def _fit_stage(self, stop, checkpoint_seconds):
+        """One `fit`; more only where a restart or the end leaves an interval between reports incomplete."""
+        number, first, _ = self.options.place(self.step)
+        stage = self.options.stages[number]
+        self._compile(stage)
+        report_steps = self._report_steps(stage)
+        counter = callbacks.Counter(self.position)
+        watching = [counter, stop]
+        if self.devices.is_chief:
+            watching += [
+                callbacks.Report(counter, self._report, report_steps, first + stage.steps),
+                callbacks.Checkpoint(counter, self.save, checkpoint_seconds),
+            ]
+        parts = intervals(self.step - first, stage.steps, report_steps)
+        if self.steps_per_execution > 1:
+            # Steps that are taken at once must not cross the end of an epoch.
+            parts = [(steps, 1) for steps, epochs in parts for _ in range(epochs)]
+        for steps, epochs in parts:
+            if not stop.stopped:
+                self._fit(number, self.options.images_seen(self.step), steps, epochs, watching)
+
+    def _fit(self, number, first_image, steps, epochs, watching):
+        stage, strategy = self.options.stages[number], self.devices.strategy
+        samples = build.stage_samples(self.options, self.store, number)
+        feed = batches.batches(samples, stage.batch_size, first_image, steps * epochs, strategy)
+        known = {"steps_per_epoch": steps} if strategy or epochs > 1 else {}
+        self.training.fit(feed, epochs=epochs, verbose=0, shuffle=False, callbacks=watching, **known)
+
+    def _report_steps(self, stage):
+        images = self.report_images or max(self.options.train_images // _REPORTS, _LEAST_REPORT)
+        return max(1, images // stage.batch_size)
+
     def save(self):
-        if not self.devices.is_chief:
-            return
-        checkpoints.save(self.checkpoint, self.variables, {"step": self.step, "unreported": self.unreported})
+        """Writes a checkpoint."""
+        if self.devices.is_chief:
+            checkpoints.save(self.checkpoint, self.variables, vars(self.position))
 
-    def _save_within(self, steps, loss):
-        """A checkpoint between two reports."""
-        self._count(steps, loss)
-        self.save()
-
-    def _count(self, steps, loss):
-        """Brings the position up to date, `steps` steps of mean loss `loss` after the start of this `fit`.
-
-        What is not reported yet is part of the position, so that the next report counts all of
-        it, also after a restart.
-        """
-        before = self._before
-        self.step = _number(self.optimizer.iterations)
-        total = before["steps"] + steps
-        self.unreported = {
-            "steps": total,
-            "loss": (before["loss"] * before["steps"] + loss * steps) / total,
-            "seconds": before["seconds"] + time.perf_counter() - self._begin,
-        }
-
-    def _interval(self, watch):
-        """Trains up to the next report, and reports; or up to where `watch` ends the run."""
-        options, start = self.options, self.step
-        end = min(options.steps, (start // self.report_steps + 1) * self.report_steps)
-        if start < options.final_step:
-            end = min(end, options.final_step)  # `fit` wants crops of one size
-        self._before, self._begin = self.unreported, time.perf_counter()
-        watch.begin(end - start)
-        strategy = self.devices.strategy
-        feed = batches.batches(self.samples, options.batch_size, start, end, strategy)
-        arguments = {"steps_per_epoch": end - start} if strategy else {}
-        log = self.denoiser.training.fit(feed, verbose=0, shuffle=False, callbacks=[watch], **arguments)
-        self._count(watch.done, float(log.history["loss"][0]))
-        if self.step == end and self.devices.is_chief:
-            self._report(watch.steps_per_second())
+    # ------------------------------------------------------------ reports
 
     def _report(self, steps_per_second):
-        """A line of the history and on the terminal."""
-        options, end = self.options, self.step
-        self.history.seconds += self.unreported["seconds"]
+        """A line in the history and on the terminal."""
+        options, position = self.options, self.position
+        self.history.seconds += position.seconds
+        number, first, _ = options.place(position.step - 1)
+        batch_size = options.stages[number].batch_size
         row = {
-            "images": end * options.batch_size,
+            "images": options.images_seen(position.step),
             "seconds": round(self.history.seconds, 2),
-            "images_per_second": steps_per_second * options.batch_size,
-            "loss": self.unreported["loss"],
+            "images_per_second": steps_per_second * batch_size,
+            "loss": position.loss,
             "learning_rate": float(self.optimizer.learning_rate),
-            "skipped": _number(self.optimizer.skipped),
+            "skipped": int(self.optimizer.skipped.numpy()),
         }
         level = self.learned_level()
         if level is not None:
             row["noise_level"] = level
-        row |= self.validation(self.denoiser.inference)
+        row |= self._validate()
         self.history.add(row)
-        self.unreported = _NOTHING
-        pixels_per_second = steps_per_second * (options.pixels(end) - options.pixels(end - 1))
-        left = (options.pixels(options.steps) - options.pixels(end)) / pixels_per_second
-        print(progress_line(row, options, left), flush=True)
+        print(progress_line(row, options, self._seconds_left(number, first, steps_per_second)), flush=True)
+
+    def _seconds_left(self, number, first, steps_per_second):
+        """Time for what is left of this stage; for later ones, by their shares (of a budget) or pixels."""
+        stages, stage = self.options.stages, self.options.stages[number]
+        seconds = (first + stage.steps - self.step) / steps_per_second
+        for later in stages[number + 1 :]:
+            if self.options.budget:
+                seconds += stage.steps / steps_per_second * later.share / stage.share
+            else:
+                seconds += later.images * later.crop**2 / (steps_per_second * stage.batch_size * stage.crop**2)
+        return seconds
+
+    def _validate(self):
+        with self.averaged_weights():
+            return self.validation(self.denoiser)
+
+    @contextlib.contextmanager
+    def averaged_weights(self):
+        """The model has the averaged weights inside this context, and its own to the bit after it.
+
+        (Keras's SwapEMAWeights exchanges them by additions, which lose bits.)
+        """
+        variables = self.denoiser.training.trainable_variables
+        averages = self.optimizer.averages
+        before = [np.array(v.numpy()) for v in variables] if averages else []
+        with self.devices.scope():
+            for variable, average in zip(variables, averages):
+                variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            with self.devices.scope():
+                for variable, value in zip(variables, before):
+                    variable.assign(value)
 
     def learned_level(self):
-        """The global noise parameter in people's numbers, or None where there is none."""
+        """The global noise parameter as a level (sigma of 255, ...), or None where there is none."""
         if self.options.experiment.parameter_source != "global":
             return None
-        layer = self.denoiser.training.get_layer("parameter")
-        parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(layer.raw.numpy()))
+        with self.averaged_weights():
+            layer = self.denoiser.training.get_layer("parameter")
+            parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(layer.raw.numpy()))
         return float(self.options.experiment.level(np.asarray(parameter).item()))
 
-    def _refuse_divergence(self):
-        count = _number(self.optimizer.skipped_in_a_row)
-        if count >= _TOO_MANY_SKIPS:
-            raise UserError(
-                f"expected finite gradients, received {count} steps in a row without; "
-                "try a lower --learning_rate, or check the noise level and the pictures."
-            )
+
+def _open(options, data_dir, memory_mb):
+    """(ImageStore, held-out files)."""
+    files, held_out = build.training_files(options, data_dir)
+    return ImageStore(files, min(stage.crop for stage in options.stages), memory_mb), held_out
 
 
-def _number(variable):
-    """Of a scalar variable, also one that several devices hold."""
-    return variable.numpy().item()
+def intervals(step, steps, every):
+    """How to take the steps from `step` to `steps`, so that epochs end at multiples of `every` and at the end.
+
+    Returns:
+        list of (steps of an epoch, number of epochs).
+    """
+    parts = []
+    if step % every:
+        parts.append((min(every - step % every, steps - step), 1))
+        step += parts[0][0]
+    if (steps - step) // every:
+        parts.append((every, (steps - step) // every))
+    if (steps - step) % every:
+        parts.append(((steps - step) % every, 1))
+    return parts

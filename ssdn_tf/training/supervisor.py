@@ -158,9 +158,7 @@ class _Child:
         with other:
             environment = os.environ | {_CHANNEL: f"{other.fileno()} {self.began}"}
             # A group of its own: Ctrl-C reaches it through us, once.
-            self.process = subprocess.Popen(
-                command, env=environment, pass_fds=[other.fileno()], start_new_session=True
-            )
+            self.process = subprocess.Popen(command, env=environment, pass_fds=[other.fileno()], start_new_session=True)
 
     def says(self, word, until):
         """Waits for the child's word; False if it ends, a signal comes or the time is over."""

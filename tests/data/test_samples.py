@@ -9,7 +9,7 @@ import scipy.stats
 import support
 from PIL import Image
 
-from ssdn_tf.data import batches
+from ssdn_tf.data import batches, images
 from ssdn_tf.data import samples as data
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import PUBLISHED, Experiment
@@ -104,9 +104,9 @@ def test_the_carriers_change_nothing(carrier):
     experiment = KINDS[0]
     ours = samples(experiment)
     if carrier == "tf.data":
-        carried = [{k: v.numpy() for k, v in b.items()} for b in batches.batches(ours, 4, 3, 9)]
+        carried = [{k: v.numpy() for k, v in b.items()} for b in batches.batches(ours, 4, 12, 6)]
     else:
-        dataset = batches._Batches(ours, 4, 3, 9)
+        dataset = batches._Batches(ours, 4, 12, 6)
         carried = [dataset[i] for i in range(len(dataset))]
     assert len(carried) == 6
     for step, batch in zip(range(3, 9), carried):
@@ -284,19 +284,31 @@ def test_every_picture_is_drawn_equally_often():
     assert scipy.stats.chisquare(np.bincount(drawn, minlength=4)).pvalue > 1e-6
 
 
-def test_the_last_crops_have_a_size_of_their_own():
-    first, second = samples(KINDS[0]), samples(KINDS[0], [photograph(96, 96)], crop=64)
-    stages = data.Stages(first, second, begin=6)
-    assert_same(stages.batch(4, 2), first.batch(4, 2))
-    assert_same(stages.batch(6, 2), second.batch(6, 2))
-    assert stages.batch(6, 2)["noisy"].shape == (2, 64, 64, 3)
+def test_augmented_crops_take_all_eight_orientations():
+    """The picture of the size of the crop comes back in each of the eight, about equally often."""
+    picture = photograph(16, 16)
+    plain = data.Samples([picture], Experiment(), None, crop=16, seed=0, noisy_already=True)
+    samples = data.Samples([picture], Experiment(), None, crop=16, seed=0, noisy_already=True, augment=True)
+    expected = [images.flip(plain[0]["noisy"], number) for number in range(8)]
+    counts = [0] * 8
+    for index in range(400):
+        (which,) = [n for n in range(8) if np.array_equal(samples[index]["noisy"], expected[n])]
+        counts[which] += 1
+    # 50 expected each; the standard deviation is 6.6.
+    assert min(counts) > 17 and max(counts) < 83
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_unflip_undoes_flip(number):
+    picture = photograph(5, 7)
+    np.testing.assert_array_equal(images.unflip(images.flip(picture, number), number), picture)
 
 
 def test_large_crops_come_from_large_pictures(tmp_path):
     for name, side in (("a", 40), ("b", 80), ("c", 70), ("d", 63)):
         save(tmp_path / f"{name}.png", photograph(side, 90))
     store = data.ImageStore(sorted(tmp_path.glob("*.png")), 32)
-    assert store.largest_crop() == 80
+    assert max(store.sides()) == 80
     assert [picture.shape[0] for picture in store.at_least(64)] == [80, 70]
 
 

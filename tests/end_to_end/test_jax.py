@@ -9,7 +9,9 @@ import sys
 import pytest
 import support
 
-from ssdn_tf.training import run
+from ssdn_tf.denoisers import models
+from ssdn_tf.inference import checkpoints
+from ssdn_tf.training import folder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None and not os.environ.get("SSDN_REQUIRE_JAX"), reason="no jax"
@@ -45,7 +47,7 @@ def test_the_machine_without_tensorflow_has_none(tmp_path):
 def train(folder, backend, pictures, *flags):
     command = [
         sys.executable, "train.py", "--noise=gaussian", "--sigma=25", f"--train_data={pictures}", f"--run_dir={folder}",
-        "--train_images=12", "--batch_size=2", "--crop=32", "--width=2", "--learning_rate=1e-3",
+        "--train_images=12", "--stages=32x2", "--width=2", "--learning_rate=1e-3", "--validation=none",
         "--parameter_source=global", "--parameter_start=50", "--parameter_rate=10", "--report_images=4", *flags,
     ]  # fmt: skip
     environment = os.environ | {"KERAS_BACKEND": backend}
@@ -70,7 +72,9 @@ def test_a_short_training_under_jax_without_tensorflow_equals_the_one_under_tens
         assert row["noise_level"] == pytest.approx(expected["noise_level"], rel=1e-6)
     assert abs(other[-1]["noise_level"] - 50) > 0.1  # the level has moved
     # A run made under JAX is read, and goes on, under TensorFlow.
-    _, model, position = run.load_inference(tmp_path / "jax")
-    assert position["step"] == 6 and len(model.variables) == 41
+    options = folder.read_options(tmp_path / "jax")
+    model = models.build(options.experiment).inference
+    assert checkpoints.load_weights(tmp_path / "jax" / "checkpoint.npz", model)["step"] == 6
+    assert len(model.variables) == 31
     again = train(tmp_path / "jax", "tensorflow", pictures)
     assert again == other

@@ -1,5 +1,6 @@
 """The folder of a run: whose it is, who may train it, and what a killed process leaves in it."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -10,45 +11,46 @@ import pytest
 
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.training import folder as runs
+from ssdn_tf.training import folder
+from ssdn_tf.training.options import Options, Stage
 
-OPTIONS = runs.Options(Experiment())
+OPTIONS = Options(Experiment())
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
 
 
 def test_a_second_trainer_is_refused_and_touches_nothing(tmp_path):
-    folder = tmp_path / "run"
-    with runs.claim(folder, OPTIONS):
-        (folder / "history.jsonl").write_text('{"images": 8}\n')
-        (folder / f".checkpoint.npz.{'0' * 32}").write_text("being written")
-        before = contents(folder)
+    run = tmp_path / "run"
+    with folder.claim(run, OPTIONS)[0]:
+        (run / "history.jsonl").write_text('{"images": 8}\n')
+        (run / f".checkpoint.npz.{'0' * 32}").write_text("being written")
+        before = contents(run)
         owner = f"process {os.getpid()} on {socket.gethostname()}"
-        expected = f"--run_dir: expected a run that nobody is training, received '.*', which {owner} is training"
-        with pytest.raises(UserError, match=expected):
-            runs.claim(folder, OPTIONS)
-        assert contents(folder) == before
-        runs.read_options(folder)  # what only reads, may
-    runs.claim(folder, OPTIONS).close()
+        with pytest.raises(UserError, match=f"already being trained by {owner}"):
+            folder.claim(run, OPTIONS)
+        assert contents(run) == before
+        folder.read_options(run)  # reading is allowed
+    folder.claim(run, OPTIONS)[0].close()
 
 
-@pytest.mark.parametrize("options", [OPTIONS, runs.Options(Experiment(), seed=1)])
+@pytest.mark.parametrize("options", [OPTIONS, Options(Experiment(), seed=1)])
 def test_a_claim_that_fails_or_is_closed_leaves_the_folder_free(tmp_path, options):
-    runs.claim(tmp_path / "run", OPTIONS).close()
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
     if options != OPTIONS:
         with pytest.raises(UserError, match="expected seed=0, received seed=1"):
-            runs.claim(tmp_path / "run", options)
-    runs.claim(tmp_path / "run", OPTIONS).close()
+            folder.claim(tmp_path / "run", options)
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
 
 
 def test_the_lock_of_a_killed_process_is_gone_with_it(tmp_path):
     program = f"""
 import time
-from ssdn_tf.training import folder as runs
+from ssdn_tf.training import folder
+from ssdn_tf.training.options import Options
 from ssdn_tf.denoisers.experiments import Experiment
-lock = runs.claim({str(tmp_path / "run")!r}, runs.Options(Experiment()))
+lock, _ = folder.claim({str(tmp_path / "run")!r}, Options(Experiment()))
 print("claimed", flush=True)
 time.sleep(600)
 """
@@ -56,29 +58,29 @@ time.sleep(600)
         try:
             assert other.stdout.readline() == "claimed\n"
             with pytest.raises(UserError, match=f"process {other.pid} on "):
-                runs.claim(tmp_path / "run", OPTIONS)
+                folder.claim(tmp_path / "run", OPTIONS)
         finally:
             other.send_signal(signal.SIGKILL)
-    runs.claim(tmp_path / "run", OPTIONS).close()
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
 
 
 def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path):
-    runs.claim(tmp_path / "run", OPTIONS).close()
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
     before = contents(tmp_path / "run")
     for name in ("options.json", "checkpoint.npz", "history.jsonl"):
         (tmp_path / "run" / f".{name}.{'0123456789abcdef' * 2}").write_text("half")
     others = [".checkpoint.npz", "checkpoint.npz", f".notes.{'0' * 32}", f"checkpoint.npz.{'0' * 32}"]
     for name in others:
         (tmp_path / "run" / name).write_text("mine")
-    runs.claim(tmp_path / "run", OPTIONS).close()
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
     assert contents(tmp_path / "run") == before | {name: b"mine" for name in others}
 
 
 def test_a_run_killed_before_its_options_were_written_can_start_again(tmp_path):
     (tmp_path / "lock").write_text("process 1 on elsewhere\n")
     (tmp_path / f".options.json.{'a' * 32}").write_text("{")
-    runs.claim(tmp_path, OPTIONS).close()
-    assert runs.read_options(tmp_path) == OPTIONS
+    folder.claim(tmp_path, OPTIONS)[0].close()
+    assert folder.read_options(tmp_path) == OPTIONS
     assert sorted(contents(tmp_path)) == ["lock", "options.json"]
 
 
@@ -89,18 +91,18 @@ def refuse(*_):
 @pytest.mark.parametrize("system", ["no flock", "flock refused"])
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, capsys, system):
     if system == "no flock":
-        monkeypatch.setattr(runs, "fcntl", None)
+        monkeypatch.setattr(folder, "fcntl", None)
     else:
-        monkeypatch.setattr(runs.fcntl, "flock", refuse)
-    runs.claim(tmp_path / "run", OPTIONS).close()
+        monkeypatch.setattr(folder.fcntl, "flock", refuse)
+    folder.claim(tmp_path / "run", OPTIONS)[0].close()
     error = capsys.readouterr().err
     assert error.startswith("warning: ") and "cannot be locked" in error and error.count("\n") == 1
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="expected to write it, received"):
-        runs.claim(tmp_path / "file" / "run", OPTIONS)
+    with pytest.raises(UserError, match="cannot be written"):
+        folder.claim(tmp_path / "file" / "run", OPTIONS)
 
 
 def test_a_folder_that_cannot_be_looked_into_is_a_sentence(tmp_path, monkeypatch):
@@ -110,5 +112,22 @@ def test_a_folder_that_cannot_be_looked_into_is_a_sentence(tmp_path, monkeypatch
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("pathlib.Path.iterdir", deny)
-    with pytest.raises(UserError, match=r"--run_dir: expected a folder to look into, received .*Permission denied"):
-        runs.claim(tmp_path, OPTIONS)
+    with pytest.raises(UserError, match="cannot be read .Permission denied"):
+        folder.claim(tmp_path, OPTIONS)
+
+
+BUDGET = Options(Experiment(), stages=(Stage(64, 1, 0.6), Stage(128, 1, 0.4)), budget=300.0)
+
+
+def test_the_images_that_a_budget_allows_are_kept_by_the_folder(tmp_path):
+    lock, options = folder.claim(tmp_path / "run", BUDGET)
+    assert options == BUDGET and not options.planned
+    planned = options.with_counts([600, 100])
+    folder.write_options(tmp_path / "run", planned)
+    lock.close()
+    lock, options = folder.claim(tmp_path / "run", BUDGET)
+    lock.close()
+    assert options == planned
+    for other in ({"budget": 60.0}, {"stages": (Stage(64, 1),)}):
+        with pytest.raises(UserError, match="started with other options"):
+            folder.claim(tmp_path / "run", dataclasses.replace(BUDGET, **other))

@@ -1,11 +1,13 @@
-"""SkippingAdam is Adam to the bit, except that a non-finite gradient changes nothing."""
+"""Both optimizers: a non-finite gradient changes nothing; Adam is Keras's to the bit; Muon orthogonalizes; averages."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from ssdn_tf.training.optimizers import SkippingAdam
+from ssdn_tf.denoisers import models
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 from ssdn_tf.training.schedules import RampUpRampDown
 
 SETTINGS = {"beta_1": 0.9, "beta_2": 0.99, "epsilon": 1e-8}
@@ -13,7 +15,7 @@ SHAPES = [(3, 3, 2, 4), (4,), (1, 1, 1, 1)]
 
 
 def schedule():
-    return RampUpRampDown(peak=3e-4, train_images=40, batch_size=4)
+    return RampUpRampDown(peak=3e-4, stages=[(40, 4, 1.0)])
 
 
 def variables():
@@ -212,3 +214,115 @@ def test_a_fit_of_good_batches_is_that_of_adam(jit):
     adam = fitted(keras.optimizers.Adam(1e-2, **SETTINGS), line_batches(), jit)
     for a, b in zip(ours, adam):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 if jit else 0)
+
+
+# ---------------------------------------------------------------- Muon
+
+KERNELS = [(3, 3, 8, 4), (2, 2, 4, 32), (1, 1, 16, 16)]  # tall, wide, square matrices
+
+
+def kernels():
+    values = [np.random.default_rng(1).standard_normal(shape).astype(np.float32) for shape in KERNELS]
+    return [keras.Variable(value, name=f"k{i}") for i, value in enumerate(values)]
+
+
+def kernel_gradients(step):
+    rng = np.random.default_rng((3, step))
+    return [tf.constant(rng.standard_normal(shape).astype(np.float32)) for shape in KERNELS]
+
+
+def orthogonal_factor(matrix):
+    u, _, v = np.linalg.svd(matrix, full_matrices=False)
+    return u @ v
+
+
+def test_the_step_of_a_kernel_is_near_the_orthogonal_factor_of_the_nesterov_momentum():
+    """Against an SVD. Five Newton-Schulz steps bring singular values to within 0.68 and 1.13, not to 1."""
+    optimizer, weights = SkippingMuon(0.01), kernels()
+    momenta = [np.zeros(shape) for shape in KERNELS]
+    for step in range(3):
+        before, gradients = copies(weights), [g.numpy() for g in kernel_gradients(step)]
+        optimizer.apply(kernel_gradients(step), weights)
+        momenta = [0.95 * m + g for m, g in zip(momenta, gradients)]
+        for shape, m, g, old, new in zip(KERNELS, momenta, gradients, before, copies(weights)):
+            side = (-1, shape[-1])
+            expected = orthogonal_factor((g + 0.95 * m).reshape(side))
+            scale = 0.01 * 0.2 * np.sqrt(max(expected.shape))
+            moved = (old - new).reshape(side) / scale
+            # The same singular vectors: what the SVD's factor turns the step into is symmetric and near 1.
+            turned = expected.T @ moved if expected.shape[0] >= expected.shape[1] else moved @ expected.T
+            np.testing.assert_allclose(turned, turned.T, atol=2e-3)
+            singular = np.linalg.svd(moved, compute_uv=False)
+            assert 0.65 < singular.min() and singular.max() < 1.25, singular
+
+
+def test_the_step_of_adam_is_not_orthogonal():
+    """Control of the comparison with the SVD."""
+    optimizer, weights = SkippingAdam(0.01, **SETTINGS), kernels()
+    before = copies(weights)
+    optimizer.apply(kernel_gradients(0), weights)
+    moved = (before[2] - weights[2].numpy()).reshape(16, 16)
+    singular = np.linalg.svd(moved, compute_uv=False)
+    assert singular.max() / singular.min() > 10
+
+
+def test_convolution_kernels_get_muon_and_all_else_gets_adam():
+    denoiser = models.build(Experiment(network="compact", parameter_source="global"), width=4)
+    last = [network.last.kernel.path for network in models.networks(denoiser)]
+    optimizer = SkippingMuon(1e-3, exclude_layers=last)
+    optimizer.build(denoiser.training.trainable_variables)
+    by_adam = [v.path for v in denoiser.training.trainable_variables if optimizer._should_use_adamw(v)]
+    others = [v.path for v in denoiser.training.trainable_variables if v.path not in by_adam]
+    kernels = {v.path for v in denoiser.training.trainable_variables if v.path.endswith("kernel")}
+    assert {p for p in by_adam if p in kernels} == {"unet/enc_conv0/kernel", "unet/nin_d/kernel"}
+    assert set(others) == kernels - set(by_adam) and len(others) == 13
+    assert "parameter/noise_data" in by_adam
+    # Only Adam has second moments.
+    assert sum(v is not None for v in optimizer.adam_velocities) == len(by_adam)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
+def test_a_bad_number_leaves_weights_and_moments_of_muon_alone(value):
+    optimizer, weights = SkippingMuon(1e-2), [*kernels(), *variables()]
+    for step in range(2):
+        optimizer.apply([*kernel_gradients(step), *gradients(step)], weights)
+    moments = [m for m in (*optimizer.momentums, *optimizer.adam_velocities) if m is not None]
+    before = copies([*weights, *moments])
+    optimizer.apply([*kernel_gradients(2), *spoilt(2, 1, value)], weights)
+    assert_equal(copies([*weights, *moments]), before)
+    assert int(optimizer.skipped) == 1
+    optimizer.apply([*kernel_gradients(3), *gradients(3)], weights)
+    assert all(np.any(a != b) for a, b in zip(copies([*weights, *moments]), before))
+
+
+def test_muon_survives_serialization():
+    optimizer = SkippingMuon(schedule(), exclude_layers=["nin_d"], global_clipnorm=5.0, use_ema=True, ema_momentum=0.9)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(optimizer))
+    assert type(copy) is SkippingMuon and copy.get_config() == optimizer.get_config()
+
+
+# ---------------------------------------------------------------- averages
+
+
+@pytest.mark.parametrize("kind", [SkippingAdam, SkippingMuon])
+def test_averages_are_those_written_out_and_leave_the_training_alone(kind):
+    plain, averaging = kind(1e-2), kind(1e-2, use_ema=True, ema_momentum=0.5)
+    plain_weights, weights = variables(), variables()
+    averages = copies(weights)
+    for step in range(12):
+        plain.apply(gradients(step), plain_weights)
+        averaging.apply(gradients(step), weights)
+        momentum = min(0.5, (1 + step) / (10 + step))
+        averages = [momentum * a + (1 - momentum) * w for a, w in zip(averages, copies(weights))]
+    assert_equal(copies(weights), copies(plain_weights))
+    for average, expected in zip(averaging.averages, averages, strict=True):
+        np.testing.assert_allclose(average.numpy(), expected, rtol=0, atol=1e-6)
+    assert plain.averages == []
+
+
+def test_the_end_of_a_fit_keeps_the_weights():
+    """Keras would replace them by their averages, although training may go on."""
+    optimizer = SkippingAdam(1e-2, use_ema=True, ema_momentum=0.9, **SETTINGS)
+    weights = fitted(optimizer, line_batches(), False)
+    assert_equal(weights, fitted(SkippingAdam(1e-2, **SETTINGS), line_batches(), False))
+    assert any(np.any(a.numpy() != w) for a, w in zip(optimizer.averages, weights))

@@ -19,10 +19,10 @@ import support
 
 SERVER = """
 import json, os, sys, time
-from ssdn_tf.commands import cli, main as commands, train_flags
+import tensorflow as tf
+from ssdn_tf.commands import cli, train as command, train_flags
 from ssdn_tf.inference import checkpoints
-cli.load_keras()
-from ssdn_tf.training import run as training
+from ssdn_tf.training import callbacks, run as training
 
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
@@ -37,7 +37,7 @@ def told(function, before, after):
 
 def train(eager, arguments):
     if eager:
-        training._COMPILE = {"run_eagerly": True}
+        tf.config.run_functions_eagerly(True)
     nothing = lambda *_: None
     training.Run.__init__ = told(
         training.Run.__init__, nothing, lambda run, *_: say("starts", run.step, time.monotonic())
@@ -47,13 +47,13 @@ def train(eager, arguments):
         lambda path, variables, position: say("saving", position["step"]),
         lambda path, variables, position: say("saved", position["step"], time.monotonic()),
     )
-    training.Watch.on_train_batch_end = told(
-        training.Watch.on_train_batch_end,
-        lambda watch, batch: say("step", int(watch.model.optimizer.iterations), time.monotonic()),
+    callbacks.Counter.on_train_batch_end = told(
+        callbacks.Counter.on_train_batch_end,
+        lambda counter, batch: say("step", int(counter.model.optimizer.iterations), time.monotonic()),
         nothing,
     )
     sys.stdout = open(os.devnull, "w")
-    os._exit(cli.execute(commands.train_main, train_flags.define, "", ["train.py", *arguments]))
+    os._exit(cli.execute(command.main, train_flags.define, "", ["train.py", *arguments]))
 
 for line in sys.stdin:
     child = os.fork()
@@ -119,8 +119,9 @@ def pictures(tmp_path_factory):
 
 def trainers(server, pictures, steps, eager):
     flags = [
-        "--noise=gaussian", "--sigma=5,50", f"--train_data={pictures}", f"--train_images={2 * steps}", "--batch_size=2",
-        "--crop=32", "--width=2", "--learning_rate=1e-2", f"--report_images={steps // 2}", "--jit=off",
+        "--noise=gaussian", "--sigma=5,50", f"--train_data={pictures}", f"--train_images={3 * steps // 2}",
+        "--stages=32x2:0.667,64x1:0.333", "--width=2", "--learning_rate=1e-2", f"--report_images={steps // 2}",
+        "--validation=none", "--jit=off",
     ]  # fmt: skip
     return Trainers(server, flags, eager)
 

@@ -8,19 +8,24 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 import support
+import tensorflow as tf
 from PIL import Image
 
-from ssdn_tf.commands import cli, main, train_flags
+from ssdn_tf.commands import cli, train, train_flags
 from ssdn_tf.data import images
+from ssdn_tf.data.samples import Samples
+from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints
-from ssdn_tf.training import folder as runs
+from ssdn_tf.training import build, callbacks, folder
 from ssdn_tf.training import run as training
+from ssdn_tf.training.options import Options, Stage, parse_stages
 from ssdn_tf.training.reports import History
 
 STEPS = 6
@@ -28,10 +33,10 @@ STEPS = 6
 
 @pytest.fixture(scope="module", autouse=True)
 def eager():
-    """Without compilation, which would take most of the time here (test_a_compiled_... has it)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_COMPILE", {"run_eagerly": True})
-        yield
+    """Without graphs, whose tracing would take most of the time here (test_a_compiled_... has them)."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +45,8 @@ def pictures(tmp_path_factory):
 
 
 def options(pictures, **changes):
-    values = {"train_images": 2 * STEPS, "batch_size": 2, "crop": 32, "learning_rate": 1e-3, "width": 2}
-    return runs.Options(Experiment(), train_data=pictures, **values | changes)
+    values = {"stages": (Stage(32, 2, 1.0, 2 * STEPS),), "learning_rate": 1e-3, "average": 0.9}
+    return Options(Experiment(width=2), train_data=pictures, **values | changes)
 
 
 def weights(run):
@@ -58,14 +63,14 @@ def uninterrupted(pictures, tmp_path_factory):
 
 def interrupt_after(run, steps):
     """SIGINT arrives while step number `steps` of the next `fit` runs."""
-    batch = run.samples.batch
+    count = callbacks.Counter.on_train_batch_end
 
-    def batch_with_signal(start, size):
-        if start // size == steps:
+    def count_and_interrupt(counter, batch, logs=None):
+        count(counter, batch, logs)
+        if run.step == steps:
             os.kill(os.getpid(), signal.SIGINT)
-        return batch(start, size)
 
-    run.samples.batch = batch_with_signal
+    return mock.patch.object(callbacks.Counter, "on_train_batch_end", count_and_interrupt)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(pictures, tmp_path, uninterrupted):
@@ -73,9 +78,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(pictures, tmp_path
     moved = [np.abs(expected[k] - before[k]).max() for k in before if k.endswith("kernel")]
     assert min(moved) > 1e-4  # else equality would say nothing
     run = training.Run(options(pictures), tmp_path / "b", report_images=4)
-    interrupt_after(run, 3)
-    assert not run.fit()
-    assert 0 < run.step < STEPS
+    with interrupt_after(run, 3):
+        assert not run.fit()
+    assert run.step == 3 and run.stopped_by_signal
     again = training.Run(options(pictures), tmp_path / "b", report_images=4)
     assert again.step == run.step
     assert again.fit()
@@ -83,11 +88,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(pictures, tmp_path
     assert all(np.array_equal(result[name], expected[name]) for name in expected)
 
 
-def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_path, uninterrupted, monkeypatch):
-    monkeypatch.setattr(training, "_COMPILE", None)
+def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_path, uninterrupted):
+    tf.config.run_functions_eagerly(False)
     _, expected, _ = uninterrupted
     run = training.Run(options(pictures), tmp_path / "jit", report_images=4, jit="on")
-    assert run.denoiser.training.jit_compile and run.fit()
+    assert run.fit() and run.denoiser.training.jit_compile
+    tf.config.run_functions_eagerly(True)
     # Adam divides by the size of the gradient: rounding grows where that is near zero.
     name = next(k for k in expected if k.endswith("enc_conv1/kernel"))
     assert np.abs(weights(run)[name] - expected[name]).max() < 1e-4
@@ -111,27 +117,28 @@ def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
     whole = training.Run(options(pictures), tmp_path / "whole", report_images=12)
     assert whole.fit()
     run = training.Run(options(pictures), tmp_path / "b", report_images=12)
-    steps, step_end = checkpointed_steps(run, monkeypatch), training.Watch.on_train_batch_end
+    steps = checkpointed_steps(run, monkeypatch)
+    step_end = callbacks.Checkpoint.on_train_batch_end
 
     class Death(Exception):
         pass
 
-    def dies_after_four(watch, batch, logs=None):
-        watch._due = 0.0 if batch < 2 else math.inf
-        step_end(watch, batch, logs)
+    def dies_after_four(checkpoint, batch, logs=None):
+        checkpoint._due = 0.0 if batch < 2 else math.inf
+        step_end(checkpoint, batch, logs)
         if batch == 3:
             raise Death
 
     with monkeypatch.context() as patch, pytest.raises(Death):
-        patch.setattr(training.Watch, "on_train_batch_end", dies_after_four)
+        patch.setattr(callbacks.Checkpoint, "on_train_batch_end", dies_after_four)
         run.fit()
     assert steps == [1, 2] and not run.history.path.exists()
     again = training.Run(options(pictures), tmp_path / "b", report_images=12)
-    assert again.step == 2 and again.unreported["steps"] == 2
+    assert again.step == 2 and again.position.steps == 2
     assert again.fit()
     assert all(np.array_equal(weights(again)[name], uninterrupted[1][name]) for name in uninterrupted[1])
     (row,), (expected,) = history(again), history(whole)
-    assert row["images"] == expected["images"] == 12 and again.unreported["steps"] == 0
+    assert row["images"] == expected["images"] == 12 and again.position.steps == 0
     # The mean of both parts, and not that of the second.
     assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
@@ -163,34 +170,34 @@ def test_a_run_is_read_but_not_trained_while_it_is_trained(pictures, tmp_path):
     run.save()
     (run.run_dir / "history.jsonl").write_text('{"images": 8, "seconds": 1.0}\n')  # after the checkpoint
     before = {path.name: path.read_bytes() for path in run.run_dir.iterdir()}
-    with pytest.raises(UserError, match=f"expected a run that nobody is training.*process {os.getpid()} on"):
+    with pytest.raises(UserError, match=f"already being trained by process {os.getpid()} on"):
         training.Run(options(pictures), run.run_dir, report_images=4)
     assert {path.name: path.read_bytes() for path in run.run_dir.iterdir()} == before
-    assert training.load_inference(run.run_dir)[2]["step"] == 0
+    assert checkpoints.load(run.checkpoint, {})["step"] == 0
     assert run.fit()  # which frees it
     training.Run(options(pictures), run.run_dir, report_images=4).lock.close()
 
 
 def command(*arguments):
     """Exit code of train.py."""
-    return cli.execute(main.train_main, train_flags.define, "TEXT", ["train.py", *arguments], True)
+    return cli.execute(train.main, train_flags.define, "TEXT", ["train.py", *arguments], True)
 
 
 def test_the_command_ends_in_time_says_how_to_go_on_and_is_refused_meanwhile(pictures, tmp_path, capsys, monkeypatch):
-    folder = tmp_path / "a b"
-    flags = [f"--train_data={pictures}", "--train_images=4", "--batch_size=2", "--crop=32", "--width=2"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--max_minutes=0", "--run_dir", str(folder)])
+    path = tmp_path / "a b"
+    flags = [f"--train_data={pictures}", "--train_images=4", "--stages=32x2", "--width=2"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--max_minutes=0", "--run_dir", str(path)])
     assert command(*sys.argv[1:]) == 0
-    shown = " ".join([*flags, "--max_minutes=0", f"'--run_dir={folder}'"])
-    assert f"saved after 2 images. To go on: python train.py {shown}\n" in capsys.readouterr().out
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with runs.claim(folder, runs.read_options(folder)):
+    shown = " ".join([*flags, "--max_minutes=0", f"'--run_dir={path}'"])
+    assert f"Saved after 2 crops. To continue: python train.py {shown}\n" in capsys.readouterr().out
+    before = {path.name: path.read_bytes() for path in path.iterdir()}
+    with folder.claim(path, folder.read_options(path))[0]:
         assert command(*sys.argv[1:]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: --run_dir: expected a run that nobody is training") and error.count("\n") == 1
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert command(*flags, f"--run_dir={folder}", "--checkpoint_minutes=0") == 0
-    assert f"done: {folder}" in capsys.readouterr().out
+    assert error.startswith("error: The run") and "already being trained" in error and error.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in path.iterdir()} == before
+    assert command(*flags, f"--run_dir={path}", "--checkpoint_minutes=0") == 0
+    assert f"Done. Next: python evaluate.py --model={path}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--max_minutes=-1", "--checkpoint_minutes=-1", "--max_minutes=soon", "--jit=maybe"])
@@ -208,24 +215,24 @@ def test_impossible_times_and_compilers_are_refused(flag, capsys):
 )  # fmt: skip
 def test_xla_compiles_where_it_is_faster_or_wanted(jit, pixels, expected, monkeypatch):
     """Times: benchmarks/step.py."""
-    monkeypatch.setattr(training, "_has_accelerator", lambda: False)
-    assert training.jit_compile(jit, pixels) == expected
+    monkeypatch.setattr(build, "_has_accelerator", lambda: False)
+    assert build.jit_compile(jit, pixels) == expected
 
 
 def test_with_an_accelerator_xla_compiles_every_training(monkeypatch):
-    monkeypatch.setattr(training, "_has_accelerator", lambda: True)
-    assert training.jit_compile("auto", 4 * 256 * 256)
-    assert not training.jit_compile("auto")
+    monkeypatch.setattr(build, "_has_accelerator", lambda: True)
+    assert build.jit_compile("auto", 4 * 256 * 256)
+    assert not build.jit_compile("auto")
 
 
 def test_jax_always_compiles(monkeypatch):
-    monkeypatch.setattr(training.keras.backend, "backend", lambda: "jax")
-    assert training.jit_compile("auto") and training.jit_compile("on", 2**20)
-    with pytest.raises(UserError, match="--jit: expected auto or on with JAX.*received off"):
-        training.jit_compile("off")
+    monkeypatch.setattr(build.keras.backend, "backend", lambda: "jax")
+    assert build.jit_compile("auto") and build.jit_compile("on", 2**20)
+    with pytest.raises(UserError, match="JAX always compiles.*received 'off'"):
+        build.jit_compile("off")
 
 
-STAGES = {"crop": 32, "final_crop": 64, "final_images": 5}
+STAGES = {"stages": (Stage(32, 2, 0.6, 8), Stage(64, 1, 0.4, 3))}
 
 
 @pytest.fixture(scope="module")
@@ -237,35 +244,91 @@ def large_pictures(tmp_path_factory):
     return str(folder)
 
 
-def test_a_run_in_two_crop_sizes_resumes_to_the_bit(large_pictures, tmp_path):
-    """12 images in batches of 2, the last 5 large: as a batch has one size, those are the last 2 batches."""
-    whole = training.Run(options(large_pictures, **STAGES), tmp_path / "a", report_images=100)
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_a_run_in_two_stages_resumes_to_the_bit(large_pictures, tmp_path, stop):
+    """4 steps of 2 small crops, 3 of one large crop; interrupted in the first stage, between both, in the second."""
+    settings = STAGES | {"optimizer": "muon", "augment": True}
+    whole = training.Run(options(large_pictures, **settings), tmp_path / "a", report_images=6)
     assert whole.fit()
-    lines = [json.loads(line)["images"] for line in (tmp_path / "a/history.jsonl").read_text().splitlines()]
-    assert lines == [8, 12]
-    run = training.Run(options(large_pictures, **STAGES), tmp_path / "b", report_images=100)
-    interrupt_after(run, 4)
-    assert not run.fit() and 4 <= run.step < 6
-    again = training.Run(options(large_pictures, **STAGES), tmp_path / "b", report_images=100)
+    assert [line["images"] for line in history(whole)] == [6, 8, 11]
+    run = training.Run(options(large_pictures, **settings), tmp_path / "b", report_images=6)
+    with interrupt_after(run, stop):
+        assert not run.fit() and run.step == stop
+    again = training.Run(options(large_pictures, **settings), tmp_path / "b", report_images=6)
     assert again.fit()
     expected, result = weights(whole), weights(again)
+    assert any(name.startswith("average/") for name in expected)
     assert all(np.array_equal(result[name], expected[name]) for name in expected)
-    small = training.Run(options(large_pictures), tmp_path / "c", report_images=100)
+    for row, wanted in zip(history(again), history(whole), strict=True):
+        assert row["images"] == wanted["images"] and row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
+    one_stage = settings | {"stages": (Stage(32, 2, 1.0, 14),)}
+    small = training.Run(options(large_pictures, **one_stage), tmp_path / "c")
     assert small.fit()  # control: the large crops make a difference
     assert any(not np.array_equal(weights(small)[name], expected[name]) for name in expected)
 
 
-def test_the_final_crop_is_cut_to_the_pictures(large_pictures, tmp_path, capsys):
-    run = training.Run(options(large_pictures, **STAGES | {"final_crop": 256}), tmp_path / "a")
-    assert run.options.final_crop == 64
-    assert capsys.readouterr().err == "warning: the last crops are of 64x64, as no picture holds 256x256.\n"
-    assert run.samples.batch(10, 2)["noisy"].shape[1] == 64
+def test_crops_are_those_that_most_images_hold(capsys):
+    """16 of 20 images hold 96x96, none 128x128: the last stage has crops of 96x96, from those 16."""
+    stages = (Stage(64, 1, 0.5, 10), Stage(128, 1, 0.5, 10))
+    fitted = build.fit_crops(Options(Experiment(), stages=stages), [64] * 4 + [100] * 16)
+    assert [stage.crop for stage in fitted.stages] == [64, 96]
+    error = capsys.readouterr().err
+    assert "most images are smaller than 128x128; crops are 96x96 instead" in error
+    assert "4 of 20 images are smaller than 96x96" in error
 
 
-def test_pixels_are_counted_through_both_stages():
-    two = runs.Options(Experiment(), train_images=12, batch_size=2, **STAGES)
-    assert (two.steps, two.final_step) == (6, 4)
-    assert [two.pixels(step) for step in (0, 4, 6)] == [0, 8 * 32**2, 8 * 32**2 + 4 * 64**2]
+def test_stages_are_read_from_text():
+    assert parse_stages("64x1") == (Stage(64, 1),)
+    assert parse_stages("64x1:0.6, 128x2:.4") == (Stage(64, 1, 0.6), Stage(128, 2, 0.4))
+    for text in ("", "64", "64x0", "x1", "64x1:0.5", "64x1,128x1", "64x1:0.6,128x1:0.5", "64x1:-1,64x1:2", "64x1:a"):
+        with pytest.raises(ValueError, match="expected"):
+            parse_stages(text)
+
+
+def test_images_are_counted_through_stages():
+    two = Options(Experiment(), **STAGES)
+    assert (two.steps, two.train_images) == (7, 11)
+    assert [two.images_seen(step) for step in (0, 3, 4, 6, 7)] == [0, 6, 8, 10, 11]
+    assert [two.place(step) for step in (3, 4)] == [(0, 0, 0), (1, 4, 8)]
+    assert [stage.images for stage in two.with_images(1000).stages] == [600, 400]
+    # 60 s for steps of 0.1 s on two crops, 40 s for steps of 1 s.
+    assert [stage.images for stage in two.with_seconds(100, [0.1, 1.0]).stages] == [1200, 40]
+
+
+@pytest.mark.parametrize(
+    "step, steps, every, expected",
+    [(0, 12, 4, [(4, 3)]), (0, 10, 4, [(4, 2), (2, 1)]), (3, 10, 4, [(1, 1), (4, 1), (2, 1)]), (9, 10, 4, [(1, 1)])],
+)
+def test_intervals_end_at_multiples_and_at_the_end(step, steps, every, expected):
+    assert training.intervals(step, steps, every) == expected
+
+
+def test_a_budget_is_planned_once_and_trained_from_the_untouched_start(large_pictures, tmp_path):
+    unplanned = tuple(dataclasses.replace(stage, images=None) for stage in STAGES["stages"])
+    settings = {"stages": unplanned, "budget": 6.0, "optimizer": "muon"}
+    run = training.Run(options(large_pictures, **settings), tmp_path / "a")
+    images = [stage.images for stage in run.options.stages]
+    assert min(images) >= 1 and folder.read_options(run.run_dir) == run.options
+    fixed = settings | {"stages": run.options.stages, "budget": None}
+    planned = training.Run(options(large_pictures, **fixed), tmp_path / "b")
+    before, expected = weights(run), weights(planned)
+    assert all(np.array_equal(before[name], expected[name]) for name in expected)
+    run.lock.close()
+    again = training.Run(options(large_pictures, **settings), tmp_path / "a")
+    assert again.options == run.options
+    assert again.schedule.stages == [(n, s.batch_size, s.share) for n, s in zip(images, unplanned)]
+
+
+def test_validation_uses_the_averaged_weights_and_gives_the_others_back(pictures, tmp_path):
+    run = training.Run(options(pictures), tmp_path / "a")
+    run.fit()
+    model = run.denoiser.training
+    own = [v.numpy().copy() for v in model.trainable_variables]
+    with run.averaged_weights():
+        for variable, average in zip(model.trainable_variables, run.optimizer.averages, strict=True):
+            assert np.array_equal(variable.numpy(), average.numpy())
+    assert any(np.any(a.numpy() != w) for a, w in zip(run.optimizer.averages, own))
+    assert all(np.array_equal(v.numpy(), w) for v, w in zip(model.trainable_variables, own))
 
 
 def test_another_seed_gives_other_weights(pictures, tmp_path, uninterrupted):
@@ -301,12 +364,13 @@ def test_a_finished_run_has_nothing_left_to_train(pictures, uninterrupted):
     assert all(np.array_equal(weights(again)[name], expected[name]) for name in expected)
 
 
-def test_inference_loads_the_weights_of_the_run(uninterrupted):
+def test_inference_loads_the_averaged_weights_of_the_run(uninterrupted):
     _, expected, run = uninterrupted
-    loaded, model, position = training.load_inference(run.run_dir)
-    assert loaded == run.options and position["step"] == STEPS
+    model = models.build(run.options.experiment).inference
+    assert checkpoints.load_weights(run.checkpoint, model)["step"] == STEPS
     for variable in model.variables:
-        assert np.array_equal(np.asarray(variable), expected[variable.path])
+        assert np.array_equal(np.asarray(variable), expected[f"average/{variable.path}"])
+        assert not np.array_equal(np.asarray(variable), expected[variable.path])
 
 
 def test_other_options_do_not_touch_a_run(pictures, uninterrupted):
@@ -319,18 +383,19 @@ def test_other_options_do_not_touch_a_run(pictures, uninterrupted):
 
 def test_a_folder_with_other_files_is_no_run(pictures, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="holds files that are not from a run"):
         training.Run(options(pictures), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_steps_without_a_finite_gradient_end_the_run_with_advice(pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_TOO_MANY_SKIPS", 2)
+    monkeypatch.setattr(callbacks, "_TOO_MANY_SKIPS", 2)
     run = training.Run(options(pictures), tmp_path / "d", report_images=4)
     before = weights(run)
-    batch = run.samples.batch
-    run.samples.batch = lambda start, size: {k: v * np.float32(np.nan) for k, v in batch(start, size).items()}
-    with pytest.raises(UserError, match="2 steps in a row without.*--learning_rate"):
+    batch = Samples.batch
+    spoiled = lambda self, start, size: {k: v * np.float32(np.nan) for k, v in batch(self, start, size).items()}
+    monkeypatch.setattr(Samples, "batch", spoiled)
+    with pytest.raises(UserError, match="2 steps in a row.*lower learning rate"):
         run.fit()
     after = weights(run)
     kernels = [k for k in before if k.endswith("kernel")]
@@ -366,7 +431,7 @@ def test_a_warm_start_begins_with_the_weights_of_another_run(pictures, tmp_path,
     _, expected, source = uninterrupted
     run = training.Run(options(pictures, warm_start=str(source.run_dir)), tmp_path / "e")
     assert run.step == 0
-    assert all(np.array_equal(np.asarray(v), expected[v.path]) for v in run.denoiser.inference.variables)
+    assert all(np.array_equal(np.asarray(v), expected[f"average/{v.path}"]) for v in run.denoiser.inference.variables)
 
 
 def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
@@ -374,8 +439,8 @@ def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
     folder.mkdir()
     for i in range(20):
         Image.fromarray(np.full((40, 50, 3), 10 * i, np.uint8)).save(folder / f"{i:02d}.png")
-    run = training.Run(options(str(folder), validation="held_out", train_images=2), tmp_path / "f")
-    assert len(run.validation.cases) == 2 and len(run.samples.store) == 18
+    run = training.Run(options(str(folder), validation="held_out", stages=(Stage(32, 2, 1.0, 2),)), tmp_path / "f")
+    assert len(run.validation.cases) == 2 and len(run.store) == 18
     run.fit()
     row = json.loads((tmp_path / "f" / "history.jsonl").read_text())
     assert 0 < row["psnr_mu_x"] < 60 and 0 < row["psnr"] < 60
@@ -383,7 +448,7 @@ def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
 
 @pytest.mark.parametrize("level, start", [(25.0, "estimate"), (25.0, "50"), (25.0, "12.5")])
 def test_a_learned_level_starts_where_it_is_told_to(pictures, tmp_path, level, start):
-    experiment = Experiment(low=level, high=level, parameter_source="global")
+    experiment = Experiment(low=level, high=level, parameter_source="global", width=2)
     opts = dataclasses.replace(options(pictures), experiment=experiment, start=start, rate=10.0)
     run = training.Run(opts, tmp_path / "g")
     told = level if start == "estimate" else float(start)
@@ -392,27 +457,27 @@ def test_a_learned_level_starts_where_it_is_told_to(pictures, tmp_path, level, s
 
 
 def test_the_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="train first"):
-        runs.newest_run(tmp_path)
+    with pytest.raises(UserError, match="no trained run"):
+        folder.newest_run(tmp_path)
     for i, name in enumerate(("00001-b", "00000-a")):
         images.write_whole(tmp_path / name / "checkpoint.npz", lambda file: file.write(b"x"))
         os.utime(tmp_path / name / "checkpoint.npz", (i, i))
-    assert runs.newest_run(tmp_path).name == "00000-a"
-    assert runs.new_run_dir(tmp_path, "c").name == "00002-c"
+    assert folder.newest_run(tmp_path).name == "00000-a"
+    assert folder.new_run_dir(tmp_path, "c").name == "00002-c"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["12.5", "50"])
 def test_a_global_sigma_is_recovered_from_a_start_wrong_by_two(tmp_path, start, monkeypatch):
     """On flat pictures, where nothing but noise is unpredictable; a small network and a few minutes."""
-    monkeypatch.setattr(training, "_COMPILE", None)
-    folder = tmp_path / "flat"
-    folder.mkdir()
+    tf.config.run_functions_eagerly(False)
+    flat = tmp_path / "flat"
+    flat.mkdir()
     for i in range(16):
-        Image.fromarray(np.full((64, 64, 3), 60 + 8 * i, np.uint8)).save(folder / f"{i}.png")
-    opts = runs.Options(
-        Experiment(parameter_source="global"), train_data=str(folder), train_images=2400, batch_size=4, crop=32,
-        learning_rate=1e-3, start=start, rate=10.0, width=8,
+        Image.fromarray(np.full((64, 64, 3), 60 + 8 * i, np.uint8)).save(flat / f"{i}.png")
+    opts = Options(
+        Experiment(parameter_source="global", width=8), train_data=str(flat), stages=(Stage(32, 4, 1.0, 2400),),
+        learning_rate=1e-3, start=start, rate=10.0,
     )  # fmt: skip
     run = training.Run(opts, tmp_path / "run")
     run.fit()

@@ -7,6 +7,7 @@ import pathlib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from support import array, tensor
 
 from ssdn_tf.training import schedules
@@ -17,7 +18,7 @@ PEAK = 3e-4
 
 
 def rate(images, batch_size=1, train_images=2_000_000, **kwargs):
-    schedule = RampUpRampDown(peak=PEAK, train_images=train_images, batch_size=batch_size, **kwargs)
+    schedule = RampUpRampDown(peak=PEAK, stages=[(train_images, batch_size, 1.0)], **kwargs)
     assert images % batch_size == 0
     return float(array(schedule(tensor(images // batch_size, "int64"))))
 
@@ -77,27 +78,36 @@ def test_schedule_counts_images_not_steps(batch_size):
     ],
 )
 def test_a_ramp_of_no_length_is_left_out(ramps, share, height):
-    schedule = RampUpRampDown(peak=PEAK, train_images=1000, batch_size=1, **ramps)
+    schedule = RampUpRampDown(peak=PEAK, stages=[(1000, 1, 1.0)], **ramps)
     found = float(array(schedule(tensor(round(share * 1000), "int64"))))
     assert found == pytest.approx(height * PEAK, rel=1e-5)
 
 
-def test_the_last_images_count_by_their_weight():
-    """900 images of weight 1 and 100 of weight 3 make 1200: the ramps lie at 120 and from 840 on."""
-    weighted = RampUpRampDown(peak=PEAK, train_images=1000, batch_size=1, final_images=100, final_weight=3.0)
-    plain = RampUpRampDown(peak=PEAK, train_images=1200, batch_size=1)
-    for image, work in ((0, 0), (60, 60), (120, 120), (840, 840), (900, 900), (930, 990), (1000, 1200)):
-        assert float(array(weighted(image))) == pytest.approx(float(array(plain(work))), rel=1e-5)
-    assert 0.01 < float(array(weighted(930))) / PEAK < 0.99  # not a comparison of zeros or peaks
+STAGES = [(600, 1, 0.6), (200, 2, 0.4)]  # 600 steps, then 100
+
+
+def test_progress_runs_through_the_stages_by_their_shares():
+    schedule = RampUpRampDown(peak=PEAK, stages=STAGES)
+    for step, done in ((0, 0.0), (300, 0.3), (600, 0.6), (650, 0.8), (700, 1.0)):
+        assert float(array(schedule.progress(tensor(step, "int64")))) == pytest.approx(done, abs=1e-6)
+
+
+def test_a_plan_can_change_after_the_schedule_was_compiled():
+    schedule = RampUpRampDown(peak=PEAK, stages=[(1, 1, 0.6), (1, 2, 0.4)])
+    progress = tf.function(schedule.progress)
+    assert float(progress(tf.constant(300))) > 100
+    schedule.plan([600, 200])
+    assert schedule.stages == STAGES
+    assert float(progress(tf.constant(300))) == pytest.approx(0.3, abs=1e-6)
 
 
 def test_arguments_are_named():
     with pytest.raises(TypeError):
-        RampUpRampDown(PEAK, 2_000_000, 4, 0.1, 0.3)
+        RampUpRampDown(PEAK, [(2_000_000, 4, 1.0)], 0.1, 0.3)
 
 
 def test_schedule_survives_serialization():
-    schedule = RampUpRampDown(peak=PEAK, train_images=1000, batch_size=4, ramp_up=0.2, ramp_down=0.4)
+    schedule = RampUpRampDown(peak=PEAK, stages=STAGES, ramp_up=0.2, ramp_down=0.4)
     text = json.dumps(keras.saving.serialize_keras_object(schedule))
     again = keras.saving.deserialize_keras_object(json.loads(text))
     assert isinstance(again, schedules.RampUpRampDown)
@@ -106,7 +116,7 @@ def test_schedule_survives_serialization():
 
 
 def test_an_optimizer_takes_its_rate_from_the_schedule():
-    schedule = RampUpRampDown(peak=1.0, train_images=100, batch_size=5, ramp_down=0.0)
+    schedule = RampUpRampDown(peak=1.0, stages=[(100, 5, 1.0)], ramp_down=0.0)
     optimizer = keras.optimizers.SGD(schedule)
     weight = keras.Variable(0.0)
     found = []

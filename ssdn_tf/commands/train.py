@@ -1,0 +1,81 @@
+"""The command train.py."""
+
+import functools
+import math
+import shlex
+import sys
+import time
+
+from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.errors import UserError
+
+TEXT = """Trains a denoiser; no clean images are needed.
+
+    python train.py --preset=quick                                  five minutes on a CPU, no data needed
+    python train.py --noisy --noise=gaussian --train_data=DIR       your noisy images
+    python train.py --noise=impulse --alpha=0.5 --train_data=DIR    clean photographs, with noise added
+    python train.py --noise=gaussian --sigma=5,50 --parameter_source=per_image --train_data=DIR
+    python train.py --experiment=gauss25-blindspot-sigma_known --train_data=DIR     a configuration of the paper
+"""
+
+
+def train():
+    """Runs the command; ends the process with its exit code."""
+    sys.exit(cli.execute(main, train_flags.define, TEXT, needs_flags=True))
+
+
+def main(values):
+    """Trains as the flags say; returns the exit code."""
+    began = time.monotonic()
+    options = train_flags.options_from_flags(values)
+    from ssdn_tf.training import distribution
+
+    if values.cpu_devices > 1:
+        distribution.split_cpu(values.cpu_devices)
+    devices = distribution.make(values.strategy, min(stage.batch_size for stage in options.stages))
+    log = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
+    if devices.strategy and values.steps_per_execution > 1:
+        raise UserError("--steps_per_execution: Keras takes only one step at a time with several replicas.")
+    if options.precision == "bfloat16":
+        distribution.require_bfloat16()
+    return _train(values, options, devices, log, began)
+
+
+def _train(values, options, devices, log, began):
+    from ssdn_tf.training import folder
+    from ssdn_tf.training.run import Run
+
+    name = options.experiment.name
+    run_dir = values.run_dir or folder.new_run_dir(values.runs, name)
+    names = ("data_dir", "memory_mb", "report_images", "jit", "steps_per_execution")
+    log(f"{name}, in {run_dir}")
+    run = Run(options, run_dir, devices=devices, began=began, **{name: values[name].value for name in names})
+    log(f"{len(run.store)} images; {_plan(run.options)}" + (f"; continues after {_images(run)}" if run.step else ""))
+    deadline = math.inf if values.max_minutes is None else began + 60 * values.max_minutes
+    if run.fit(60 * values.checkpoint_minutes, deadline):
+        log(f"Done. Next: python evaluate.py --model={run_dir}")
+        return 0
+    log(f"Saved after {_images(run)}. To continue: {_same_command(run_dir)}")
+    return 130 if run.stopped_by_signal else 0
+
+
+def _plan(options):
+    """'4,500 crops of 64x64, 1,200 of 128x128'."""
+    parts = [f"{stage.images:,} crops of {stage.crop}x{stage.crop}" for stage in options.stages]
+    return ", then ".join(parts)
+
+
+def _images(run):
+    return f"{run.options.images_seen(run.step):,} crops"
+
+
+def _same_command(run_dir):
+    """The command line of this training, with its folder."""
+    arguments = iter(sys.argv[1:])
+    kept = []
+    for argument in arguments:
+        if argument.lstrip("-") == "run_dir":
+            next(arguments, None)  # --run_dir FOLDER
+        elif not argument.lstrip("-").startswith("run_dir="):
+            kept.append(argument)
+    return shlex.join(["python", "train.py", *kept, f"--run_dir={run_dir}"])

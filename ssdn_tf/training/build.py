@@ -1,0 +1,158 @@
+"""From the options of a training to compiled models, samples and files."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from ssdn_tf.data import images
+from ssdn_tf.data.samples import Samples, hold_out, sample_photographs
+from ssdn_tf.denoisers import models
+from ssdn_tf.errors import UserError
+from ssdn_tf.evaluation import protocol
+from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.training import distribution, schedules
+from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
+
+_XLA_PIXELS = 2**15  # of a batch, up to which XLA makes a step faster on a CPU
+
+
+def training_files(options, data_dir=None):
+    """(training files, held-out files) of a training.
+
+    Raises:
+        UserError: no such data.
+    """
+    if options.train_data == "sample":
+        files, held = sample_photographs()
+    elif options.train_data.startswith("tfds:"):
+        from ssdn_tf.data import tfds
+
+        files, held = tfds.extract(options.train_data, data_dir), []
+    else:
+        files, held = images.find(options.train_data), []
+    if options.validation == "none":
+        return files, []
+    if options.validation != "held_out":
+        return files, protocol.image_set(options.validation, data_dir)[1]
+    return (files, held) if held else hold_out(files)
+
+
+def fit_crops(options, sides):
+    """The options with crops that at least half of the images hold, with a warning where that changes them.
+
+    sides: the smaller side of each image.
+    """
+    grid = DESIGNS[options.experiment.network].grid
+    most = int(np.median(sides)) // grid * grid
+    stages = []
+    for stage in options.stages:
+        crop = min(stage.crop, max(most, grid))
+        if crop < stage.crop:
+            images.warn(f"most images are smaller than {stage.crop}x{stage.crop}; crops are {crop}x{crop} instead.")
+        small = sum(side < crop for side in sides)
+        if small:
+            images.warn(f"{small} of {len(sides)} images are smaller than {crop}x{crop} and give no such crops.")
+        stages.append(dataclasses.replace(stage, crop=crop))
+    return dataclasses.replace(options, stages=tuple(stages))
+
+
+def stage_samples(options, store, number):
+    """Samples of a stage."""
+    experiment, crop, exponent = options.experiment, options.stages[number].crop, None
+    if models.anneals(experiment):
+
+        def exponent(index):
+            return schedules.annealed_exponent(index, options.train_images)
+
+    return Samples(
+        store.at_least(crop),
+        experiment,
+        models.noise_model(experiment),
+        crop=crop,
+        seed=options.seed,
+        exponent=exponent,
+        noisy_already=options.noisy_already,
+        augment=options.augment,
+    )
+
+
+def start_of_parameter(options, samples):
+    """Raw number that a learned noise parameter starts from."""
+    experiment = options.experiment
+    if experiment.parameter_source not in ("global", "per_image") or options.start == "published":
+        return 0.0
+    model = models.noise_model(experiment)
+    if options.start != "estimate":
+        return model.unconstrain(experiment.parameter(float(options.start)))
+    # Numbers that no training reaches, so that the estimate has crops of its own.
+    crops = np.concatenate([samples.batch(2**40 + i, 1)["noisy"] for i in range(64)])
+    return model.unconstrain(model.estimate(crops))
+
+
+def jit_compile(jit, pixels=None):
+    """Whether XLA compiles the functions of a model.
+
+    On two CPU cores, XLA makes a training step on 1 crop of 64x64 1.2 times as fast, on 4 of them 1.05 times, one on
+    1 of 256x256 no faster, nor the denoising of an image (benchmarks/step.py); and it compiles again for each size of
+    an image. JAX always compiles.
+
+    Args:
+        jit: "on", "off", or "auto".
+        pixels: of a training batch; None for denoising.
+
+    Raises:
+        UserError: "off" under JAX.
+    """
+    if keras.backend.backend() == "jax":
+        if jit == "off":
+            raise UserError("JAX always compiles; expected 'auto' or 'on' for XLA, received 'off'.")
+        return True
+    if jit != "auto":
+        return jit == "on"
+    return pixels is not None and (pixels <= _XLA_PIXELS or _has_accelerator())
+
+
+def _has_accelerator():
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def build(options, samples, devices=None):
+    """The Denoiser of a run with fresh weights, its optimizer, and the schedule of the learning rate.
+
+    Args:
+        options: options.Options.
+        samples: what a learned noise parameter starts from.
+        devices: distribution.Devices, or None for one.
+
+    Returns:
+        (Denoiser, optimizer, RampUpRampDown); no model is compiled.
+    """
+    devices = devices or distribution.Devices()
+    keras.utils.set_random_seed(options.seed)
+    start = start_of_parameter(options, samples)
+    with devices.scope():
+        denoiser = models.build(options.experiment, start=start, rate=options.rate, precision=options.precision)
+        # Before the budget is planned, the number of images does not matter.
+        stages = [(stage.images or 1, stage.batch_size, stage.share) for stage in options.stages]
+        schedule = schedules.RampUpRampDown(peak=options.learning_rate, stages=stages)
+        optimizer = _optimizer(options, schedule, denoiser)
+        optimizer.build(denoiser.training.trainable_variables)
+    # Made outside of the scope, it answers on one device, without the other replicas.
+    inference = keras.Model(denoiser.inference.input, denoiser.inference.output, name="inference")
+    return models.Denoiser(denoiser.training, inference), optimizer, schedule
+
+
+def _optimizer(options, schedule, denoiser):
+    settings = {
+        "learning_rate": schedule,
+        "global_clipnorm": options.clip_norm or None,
+        "use_ema": options.average > 0,
+        "ema_momentum": options.average,
+    }
+    if options.optimizer == "muon":
+        last = [network.last.kernel.path for network in models.networks(denoiser)]
+        return SkippingMuon(name="muon", exclude_layers=last, **settings)
+    return SkippingAdam(name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)
