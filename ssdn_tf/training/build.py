@@ -140,6 +140,8 @@ def build(options, samples, devices=None):
         schedule = schedules.RampUpRampDown(peak=options.learning_rate, stages=stages)
         optimizer = _optimizer(options, schedule, denoiser)
         optimizer.build(denoiser.training.trainable_variables)
+        for average, variable in zip(optimizer.averages, denoiser.training.trainable_variables):
+            average.assign(variable.numpy())
     # Made outside of the scope, it answers on one device, without the other replicas.
     inference = keras.Model(denoiser.inference.input, denoiser.inference.output, name="inference")
     return models.Denoiser(denoiser.training, inference), optimizer, schedule

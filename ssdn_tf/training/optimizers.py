@@ -24,8 +24,6 @@ class Skipping:
 
     def build(self, variables):
         super().build(variables)
-        for average, variable in zip(self.averages, variables):
-            average.assign(ops.convert_to_numpy(variable))  # a copy: JAX would share the buffer
         count = {"shape": (), "initializer": "zeros", "dtype": "int32", "aggregation": "only_first_replica"}
         self.skipped = self.add_variable(name="skipped", **count)
         self.skipped_in_a_row = self.add_variable(name="skipped_in_a_row", **count)
@@ -63,6 +61,7 @@ class Skipping:
         if self.use_ema:
             t = ops.cast(self.iterations, "float32")
             share = 1.0 - ops.minimum(self.ema_momentum, (1.0 + t) / (10.0 + t))
+            share = ops.where(t > 0, share, 1.0)
             for variable, average in zip(trainable_variables, self._model_variables_moving_average):
                 # In this form, the average of equal weights is exact.
                 average.assign(average + share * (variable - average))

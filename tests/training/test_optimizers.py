@@ -312,7 +312,7 @@ def test_averages_are_those_written_out_and_leave_the_training_alone(kind):
     for step in range(12):
         plain.apply(gradients(step), plain_weights)
         averaging.apply(gradients(step), weights)
-        momentum = min(0.5, (1 + step) / (10 + step))
+        momentum = min(0.5, (1 + step) / (10 + step)) if step else 0.0
         averages = [momentum * a + (1 - momentum) * w for a, w in zip(averages, copies(weights))]
     assert_equal(copies(weights), copies(plain_weights))
     for average, expected in zip(averaging.averages, averages, strict=True):
