@@ -4,12 +4,12 @@ import math
 
 from absl import flags
 
-from ssdn_tf.commands import cli
+from ssdn_tf.commands import cli, level_flags
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
+from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import folder
 
-_DEFAULT_LEVEL = {"gaussian": "25", "poisson": "30", "impulse": "0.5"}
 _PRESETS = {
     "paper": {
         "crop": 256,
@@ -48,7 +48,7 @@ _QUICK_IMPULSE = {"clip_norm": 5.0, "train_images": 2000, "final_share": 0.03}
 def define(v):
     """The flags of train.py, in a FlagValues."""
     flags.DEFINE_enum("noise", None, experiments.NOISES, "noise model (default gaussian)", flag_values=v)
-    cli.level_flags(v, "; a range is drawn from for each picture")
+    level_flags.define(v, "; from a range, each picture draws its own")
     flags.DEFINE_enum(
         "parameter_source", None, experiments.SOURCES,
         "the noise level is known, or learned: one for all, or one a picture (default known)", flag_values=v,
@@ -146,7 +146,7 @@ def experiment_from_flags(v, preset):
     Raises:
         UserError: unknown name, or flags that exclude each other.
     """
-    described = ("noise", *experiments.LEVEL_NAMES.values(), "parameter_source", "pipeline", "covariance", "channels")
+    described = ("noise", *level_flags.names(), "parameter_source", "pipeline", "covariance", "channels")
     if v.experiment:
         both = [name for name in described if v[name].value is not None]
         if both:
@@ -158,13 +158,13 @@ def experiment_from_flags(v, preset):
         likelihood = _likelihood(v, experiment.noise, experiment.pipeline, preset)
         return experiments.dataclasses.replace(experiment, likelihood=likelihood)
     noise, pipeline = v.noise or "gaussian", v.pipeline or "blindspot"
-    low, high = cli.level_from_flags(v, noise) or cli.parse_levels(noise, _DEFAULT_LEVEL[noise])
+    low, high = level_flags.read_trainable(v, noise)
     if pipeline != "blindspot":
         for name in ("parameter_source", "covariance"):
             if v[name].value is not None:
                 raise UserError(f"--{name}: expected with --pipeline=blindspot, received with --pipeline={pipeline}.")
     # Whoever brings pictures that are noisy already seldom knows by how much.
-    source = v.parameter_source or ("global" if v.noisy and cli.level_from_flags(v, noise) is None else "known")
+    source = v.parameter_source or ("global" if v.noisy and level_flags.read(v, noise) is None else "known")
     return experiments.Experiment(
         noise=noise,
         low=low,
@@ -256,8 +256,6 @@ def _check_start(start, experiment):
     if start in ("published", "estimate"):
         return
     try:
-        low, high = cli.parse_levels(experiment.noise, start)
-    except UserError:
-        low, high = 0, 1
-    if low != high:
-        raise UserError(f"--parameter_start: expected published, estimate or a level, received '{start}'.")
+        LEVELS[experiment.noise].parse_one(start)
+    except ValueError as error:
+        raise UserError(f"--parameter_start: expected published, estimate or a level; as a level, {error}") from None

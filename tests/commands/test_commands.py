@@ -59,17 +59,19 @@ def run_dir(pictures, tmp_path_factory):
 
 
 WRONG = {
-    "--sigma=abc": "--sigma: expected a number above 0 and up to 255.*received 'abc'",
+    "--sigma=abc": "--sigma: expected a number between 0 and 255.*received 'abc'",
     "--sigma=-3": "--sigma: expected .* received '-3'",
-    "--sigma=0": "--sigma: expected .* received '0'",
+    "--sigma=0": "--sigma: expected a level to learn from, or a range, received 0, which is no noise",
     "--sigma=300": "--sigma: expected .* received '300'",
     "--sigma=nan": "--sigma: expected .* received 'nan'",
     "--sigma=50,5": "--sigma: expected .* received '50,5'",
     "--sigma=1,2,3": "--sigma: expected .* received '1,2,3'",
     "--sigma=": "--sigma: expected .* received ''",
     "--noise=impulse --alpha=1.5": "--alpha: expected a number between 0 and 1.*received '1.5'",
-    "--noise=impulse --alpha=1": "--alpha: expected .* received '1'",
-    "--noise=poisson --lam=0": "--lam: expected a number above 0.*received '0'",
+    "--noise=impulse --alpha=1": "--alpha: expected a level to learn from.* received 1, which is nothing but noise",
+    "--noise=impulse --alpha=0": "--alpha: expected a level to learn from.* received 0, which is no noise",
+    "--noise=poisson --lam=0": "--lam: expected a number between 0.001 and 1,000,000.*received '0'",
+    "--noise=poisson --lam=1e25": "--lam: expected a number between 0.001 and 1,000,000.*received '1e25'",
     "--noise=poisson --lam=inf": "--lam: expected .* received 'inf'",
     "--noise=poisson --sigma=25": "--sigma: expected --lam with poisson noise, received the flag of gaussian noise",
     "--lam=30": "--lam: expected --sigma with gaussian noise, received the flag of poisson noise",
