@@ -255,7 +255,11 @@ def _no_validation(v):
 def _check_start(start, experiment):
     if start in ("published", "estimate"):
         return
+    level = LEVELS[experiment.noise]
     try:
-        LEVELS[experiment.noise].parse_one(start)
-    except ValueError as error:
-        raise UserError(f"--parameter_start: expected published, estimate or a level; as a level, {error}") from None
+        number = level.parse_one(start)
+        level.check_trainable(number, number)
+    except ValueError:
+        raise UserError(
+            f"--parameter_start: expected published, estimate or a level, {level.allowed}, received '{start}'."
+        ) from None
