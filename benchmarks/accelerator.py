@@ -125,11 +125,11 @@ def algebra_rate(batch, settings):
     from keras import ops
 
     from ssdn_tf.denoisers import losses
-    from ssdn_tf.noise import models as noise
     from ssdn_tf.noise import prior
+    from ssdn_tf.noise.gaussian import GaussianNoise
 
     side, dtype = settings["crop"], losses.algebra_dtype()
-    model = noise.GaussianNoise()
+    model = GaussianNoise()
     rng = np.random.default_rng(0)
     noisy = ops.cast(rng.random((batch, side, side, 3), dtype=np.float32), dtype)
     components = ops.convert_to_tensor(rng.random((batch, side, side, 9), dtype=np.float32))

@@ -33,9 +33,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # this 
 import numpy as np  # noqa: E402
 from absl import flags  # noqa: E402
 
-from ssdn_tf.commands import cli
+from ssdn_tf.commands import cli, level_flags
 from ssdn_tf.data import images
-from ssdn_tf.denoisers.experiments import LEVEL_NAMES, Experiment  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
 from ssdn_tf.inference import tiling
 from ssdn_tf.serving import remote  # noqa: E402
@@ -47,9 +46,7 @@ def define(v):
     flags.DEFINE_integer("version", None, "of the model (default: the newest)", lower_bound=0, flag_values=v)
     flags.DEFINE_string("input", None, "noisy picture, or a folder of them", flag_values=v)
     flags.DEFINE_string("output", None, "where the denoised one goes, or the folder for them", flag_values=v)
-    flags.DEFINE_float("sigma", None, "level of Gaussian noise: std, of 255", flag_values=v)
-    flags.DEFINE_float("lam", None, "level of Poisson noise: photons at white", flag_values=v)
-    flags.DEFINE_float("alpha", None, "level of impulse noise: share of replaced pixels", flag_values=v)
+    level_flags.define(v, ranges=False)
     flags.DEFINE_enum("bits", None, ("8", "16"), "of the output (default: the input's)", flag_values=v)
     flags.DEFINE_integer(
         "tile", 1024, "largest request: pictures of more than this number squared in pixels are cut into tiles "
@@ -104,23 +101,8 @@ def level_from_flags(v):
     Raises:
         UserError: two levels, or one out of range.
     """
-    given = [(noise, name) for noise, name in LEVEL_NAMES.items() if v[name].value is not None]
-    if not given:
-        return None
-    if len(given) > 1:
-        raise UserError(f"expected one noise level, received --{given[0][1]} and --{given[1][1]}.")
-    noise, name = given[0]
-    level = v[name].value
-    allowed, legal = {
-        "sigma": ("a number of steps of 255, above 0 and up to 255", 0 < level <= 255),
-        "lam": ("a number of photons above 0", 0 < level < math.inf),
-        "alpha": ("a share between 0 and 1", 0 < level < 1),
-    }[name]
-    if not legal:
-        raise UserError(f"--{name}: expected {allowed}, received {level:g}.")
-    if name == "sigma" and level < 1:
-        images.warn(f"--sigma counts in steps of 255: a std of {level:g} in [0, 1] is --sigma={255 * level:g}.")
-    return name, Experiment(noise=noise).parameter(level)
+    found = level_flags.read_any(v)
+    return found and (found[0].name, found[0].to_parameter(found[1]))
 
 
 # ---------------------------------------------------------------- which files
@@ -261,7 +243,7 @@ class Denoiser:
         self.extra = {}
         if "noise_parameter" in inputs:
             if level is None:
-                raise UserError(f"{self.name}: expected --sigma, --lam or --alpha, as it must be told, received none.")
+                raise UserError(f"{self.name}: expected {level_flags.choice()}, as it must be told, received none.")
             self.extra["noise_parameter"] = np.array([level[1]], np.float32)
         elif level is not None:
             raise UserError(f"--{level[0]}: expected no level, as model '{model}' takes none, received one.")

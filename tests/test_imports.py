@@ -27,7 +27,8 @@ ALLOWED = {
 # These run on every backend of Keras: they and what they need import none.
 ANY_BACKEND = ("noise", "networks", "denoisers")
 WITHOUT_KERAS = [
-    *("errors", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics", "inference.tiling"),
+    *("errors", "noise.levels", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics"),
+    *("inference.tiling", "commands.level_flags"),
 ]
 DECLARED = {
     *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL"),
@@ -188,7 +189,7 @@ def test_the_check_of_loaded_modules_can_fail():
 SOURCE = """
 import os.path
 import jax.numpy as jnp
-from ssdn_tf.noise import models, prior as p
+from ssdn_tf.noise import gaussian, prior as p
 from ssdn_tf.data.images import read
 from . import errors
 if True:
@@ -203,7 +204,7 @@ class C:
 
 
 def test_imports_are_read_in_every_form():
-    known = {"noise.models", "noise.prior", "data.images", "errors", "data.tfds", "training.run"}
+    known = {"noise.gaussian", "noise.prior", "data.images", "errors", "data.tfds", "training.run"}
     assert modules(imported(SOURCE), known) == known
     assert modules(imported(SOURCE, at_import=True), known) == known - {"data.tfds", "training.run"}
     assert outside(SOURCE) == {"os", "jax", "ssdn_tf", "torch", "tensorflow", "keras"}

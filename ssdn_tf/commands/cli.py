@@ -1,7 +1,6 @@
-"""What the commands share: running a main, groups of flags, the flags of a noise level, errors as one sentence."""
+"""What the commands share: running a main, groups of flags, errors as one sentence."""
 
 import contextlib
-import math
 import os
 import sys
 
@@ -12,8 +11,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags  # noqa: E402
 
-from ssdn_tf.data import images  # noqa: E402
-from ssdn_tf.denoisers.experiments import LEVEL_NAMES  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
 
 
@@ -80,70 +77,12 @@ def _help(values):
         lines.append(f"{title}:")
         for flag in members:
             name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            value = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+            default = "" if value in (None, False) else f" (default: {value})"
             text = f"{name}: {' '.join(flag.help.split())}{default}"
             lines.append(flags.text_wrap(text, length=110, indent=6 * " ", firstline_indent="  "))
         lines.append("")
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- noise levels
-
-
-def level_flags(v, where):
-    flags.DEFINE_string("sigma", None, f"Gaussian noise std of 255, 25 or (a range) 5,50{where}", flag_values=v)
-    flags.DEFINE_string("lam", None, f"Poisson noise: photons at white, 30 or 5,50{where}", flag_values=v)
-    flags.DEFINE_string("alpha", None, f"impulse noise: share of replaced pixels, 0.5 or 0,1{where}", flag_values=v)
-
-
-def parse_levels(noise, text):
-    """(low, high) from '25' or '5,50', checked against what the noise model allows.
-
-    Raises:
-        UserError: no number, out of range, or the range is upside down.
-    """
-    name = LEVEL_NAMES[noise]
-    allowed = {
-        "sigma": "a number above 0 and up to 255, or a range such as 5,50",
-        "lam": "a number above 0, or a range such as 5,50",
-        "alpha": "a number between 0 and 1, or a range such as 0,1",
-    }[name]
-    wrong = UserError(f"--{name}: expected {allowed}, received '{text}'.")
-    try:
-        levels = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise wrong from None
-    if len(levels) not in (1, 2) or not all(map(math.isfinite, levels)) or levels[0] > levels[-1]:
-        raise wrong
-    low, high = levels[0], levels[-1]
-    inside = {
-        "sigma": 0 < low and high <= 255,
-        "lam": 0 < low,
-        "alpha": 0 <= low and high <= 1 and not (low == high and low in (0, 1)),
-    }
-    if not inside[name]:
-        raise wrong
-    if name == "sigma" and high < 1:
-        images.warn(
-            f"--sigma counts in steps of 255: {high:g} is nearly no noise; "
-            f"a std of {high:g} in [0, 1] is --sigma={255 * high:g}."
-        )
-    return low, high
-
-
-def level_from_flags(v, noise):
-    """Levels that the user gave for this noise, or None.
-
-    Raises:
-        UserError: the flag of another noise model is set.
-    """
-    for other, name in LEVEL_NAMES.items():
-        if other != noise and v[name].value is not None:
-            raise UserError(
-                f"--{name}: expected --{LEVEL_NAMES[noise]} with {noise} noise, received the flag of {other} noise."
-            )
-    text = v[LEVEL_NAMES[noise]].value
-    return None if text is None else parse_levels(noise, text)
 
 
 # ---------------------------------------------------------------- places

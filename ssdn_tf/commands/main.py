@@ -13,11 +13,12 @@ import time
 import numpy as np
 from absl import flags
 
-from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.commands import cli, level_flags, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import tiling
+from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import folder as runs
 from ssdn_tf.training import supervisor, tf_config
 
@@ -85,7 +86,7 @@ def _evaluate_flags(v):
         "pad", "image", ("image", "set_square"), "each picture to its own size, or all to one square", flag_values=v
     )
     flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=v)
-    cli.level_flags(v, " (default: the run's)")
+    level_flags.define(v, " (default: the run's)")
     flags.DEFINE_integer("seed", 1, "of the noise", lower_bound=0, flag_values=v)
     flags.DEFINE_integer("pictures", 2, "pictures to leave of each set", lower_bound=0, flag_values=v)
     flags.DEFINE_string(
@@ -109,7 +110,7 @@ def _denoise_flags(v):
         "tile", 1536, "larger pictures than this squared are done in tiles of this side; memory is 7 KB a pixel",
         lower_bound=0, flag_values=v,
     )  # fmt: skip
-    cli.level_flags(v, " (default: the model's)")
+    level_flags.define(v, " (default: the model's)", ranges=False)
     flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
 
 
@@ -217,11 +218,11 @@ def evaluate_main(v):
     if v.model == "none":
         if not v.baseline:
             raise UserError("--model=none: expected a --baseline to evaluate instead, received none.")
-        low, high = cli.level_from_flags(v, "gaussian") or (25.0, 25.0)
+        low, high = level_flags.read(v, "gaussian") or 2 * (LEVELS["gaussian"].default,)
         experiment, model, folder = experiments.Experiment(low=low, high=high), None, None
     else:
         folder, experiment, model = _load_model(v)
-        low, high = cli.level_from_flags(v, experiment.noise) or (experiment.low, experiment.high)
+        low, high = level_flags.read(v, experiment.noise) or (experiment.low, experiment.high)
         experiment = experiments.dataclasses.replace(experiment, low=low, high=high)
     sets = [protocol.image_set(name, v.data_dir) for name in v.dataset]
     # Nothing is written into a SavedModel: a server may watch its folder.
@@ -266,9 +267,9 @@ def denoise_main(v):
     from ssdn_tf.evaluation import protocol
 
     _, experiment, model = _load_model(v)
-    levels = cli.level_from_flags(v, experiment.noise) or (experiment.low, experiment.high)
+    levels = level_flags.read(v, experiment.noise) or (experiment.low, experiment.high)
     if levels[0] != levels[1] and experiment.parameter_source == "known":
-        flag = experiments.LEVEL_NAMES[experiment.noise]
+        flag = LEVELS[experiment.noise].name
         raise UserError(
             f"expected --{flag} between {levels[0]:g} and {levels[1]:g}, as this model must be told the noise level, "
             "received none."

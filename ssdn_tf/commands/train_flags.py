@@ -6,13 +6,13 @@ import re
 
 from absl import flags
 
-from ssdn_tf.commands import cli
+from ssdn_tf.commands import cli, level_flags
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training.options import Options, parse_stages
 
-_DEFAULT_LEVEL = {"gaussian": "25", "poisson": "30", "impulse": "0.5"}
 _PAPER = {
     "network": "paper",
     "stages": "256x4",
@@ -46,7 +46,7 @@ PRESETS = {
     "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
     "paper": _PAPER,
 }
-_DESCRIBING = ("noise", *experiments.LEVEL_NAMES.values(), "parameter_source", "pipeline", "covariance", "channels")
+_DESCRIBING = ("noise", *level_flags.names(), "parameter_source", "pipeline", "covariance", "channels")
 
 
 def define(values):
@@ -86,7 +86,7 @@ def _data(values):
 def _noise(values):
     define = {"flag_values": values}
     flags.DEFINE_enum("noise", None, experiments.NOISES, "noise model (default: gaussian)", **define)
-    cli.level_flags(values, "; from a range, each crop draws its level")
+    level_flags.define(values, "; from a range, each crop draws its level")
     flags.DEFINE_enum(
         "parameter_source",
         None,
@@ -201,14 +201,13 @@ def experiment_from_flags(values, preset):
     if values.experiment:
         return dataclasses.replace(_published(values, preset), **network)
     noise, pipeline = values.noise or "gaussian", values.pipeline or "blindspot"
-    given = cli.level_from_flags(values, noise)
-    low, high = given or cli.parse_levels(noise, _DEFAULT_LEVEL[noise])
+    low, high = level_flags.read_trainable(values, noise)
     if pipeline != "blindspot":
         for name in ("parameter_source", "covariance"):
             if values[name].value is not None:
                 raise UserError(f"--{name} is only for --pipeline=blindspot, received --pipeline={pipeline}.")
     # The level of images that are noisy already is seldom known.
-    source = values.parameter_source or ("global" if values.noisy and given is None else "known")
+    source = values.parameter_source or ("global" if values.noisy and level_flags.read(values, noise) is None else "known")
     return experiments.Experiment(
         noise=noise,
         low=low,
@@ -314,9 +313,11 @@ def _check_noisy(values, experiment):
 def _check_start(start, experiment):
     if start in ("published", "estimate"):
         return
+    level = LEVELS[experiment.noise]
     try:
-        low, high = cli.parse_levels(experiment.noise, start)
-    except UserError:
-        low, high = 0, 1
-    if low != high:
-        raise UserError(f"--parameter_start: expected published, estimate or a level, received '{start}'.")
+        number = level.parse_one(start)
+        level.check_trainable(number, number)
+    except ValueError:
+        raise UserError(
+            f"--parameter_start: expected published, estimate or a level, {level.allowed}, received '{start}'."
+        ) from None

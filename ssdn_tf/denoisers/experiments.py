@@ -2,12 +2,12 @@
 
 import dataclasses
 
-NOISES = ("gaussian", "poisson", "impulse")
+from ssdn_tf.noise.levels import LEVELS
+
+NOISES = tuple(LEVELS)
 PIPELINES = ("blindspot", "mean", "n2c", "n2n")
 SOURCES = ("known", "global", "per_image")
-LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.ImpulseNoise
-LEVEL_NAMES = {"gaussian": "sigma", "poisson": "lam", "impulse": "alpha"}
-SHORT_NAMES = {"gaussian": "gauss", "poisson": "poisson", "impulse": "impulse"}
+LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Experiment:
 
     noise: gaussian, poisson or impulse.
     low, high: range of the noise level, drawn uniformly for each picture (equal: fixed),
-        in the numbers that people say: sigma 25 (of 255), lam 30 photons, alpha 0.5.
+        as a level of `noise.levels`: sigma 25 (of 255), lam 30 photons, alpha 0.5.
     pipeline: blindspot (ours), mean (blind spot, squared error, the network's mean is the
         answer), n2c (noisy to clean), n2n (noisy to another noisy).
     parameter_source: known, global or per_image; None for pipelines without a likelihood.
@@ -45,10 +45,8 @@ class Experiment:
     @property
     def name(self):
         """The published name, `{noise}-{pipeline}[_diag][-sigma_{source}][-mono]`."""
-        scale = 100 if self.noise == "impulse" else 1
-        levels = [f"{round(scale * level, 6):g}" for level in (self.low, self.high)]
         pipeline = "blindspot_mean" if self.pipeline == "mean" else self.pipeline
-        name = f"{SHORT_NAMES[self.noise]}{'_'.join(levels[: 1 if self.fixed else 2])}-{pipeline}"
+        name = f"{LEVELS[self.noise].label(self.low, self.high)}-{pipeline}"
         name += "_diag" if self.diagonal else ""
         name += f"-sigma_{self.parameter_source}" if self.parameter_source else ""
         name += "-mono" if self.channels == 1 else ""
@@ -63,12 +61,12 @@ class Experiment:
         return {"blindspot": 4_000_000, "mean": 8_000_000}.get(self.pipeline, 16_000_000)
 
     def parameter(self, level):
-        """A level in people's numbers, in the unit of the noise model (sigma in [0, 1])."""
-        return level / 255.0 if self.noise == "gaussian" else level
+        """A level in the unit of the noise model (sigma in [0, 1])."""
+        return LEVELS[self.noise].to_parameter(level)
 
     def level(self, parameter):
-        """The reverse of `parameter`."""
-        return parameter * 255.0 if self.noise == "gaussian" else parameter
+        """The inverse of `parameter`."""
+        return LEVELS[self.noise].to_level(parameter)
 
     def to_dict(self):
         return dataclasses.asdict(self)

@@ -7,7 +7,7 @@ the map must be an output of the model, else Keras leaves the layer out.
 import keras
 from keras import ops
 
-from ssdn_tf.denoisers.parameters import KnownParameter
+from ssdn_tf.denoisers.noise_layer import NoiseLayer
 from ssdn_tf.noise.prior import Prior
 
 
@@ -26,7 +26,7 @@ def algebra_dtype():
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class MarginalLikelihood(KnownParameter):
+class MarginalLikelihood(NoiseLayer):
     """Training loss: scale * marginal_nll - regularization * noise std.
 
     The second term rewards noise: it decides between noise and unpredictable signal
@@ -66,7 +66,7 @@ class MarginalLikelihood(KnownParameter):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class PosteriorMean(KnownParameter):
+class PosteriorMean(NoiseLayer):
     """E[x | y, context], [N,H,W,C] float32: the denoised image. Call arguments as MarginalLikelihood."""
 
     def __init__(self, noise, **kwargs):

@@ -1,13 +1,15 @@
 """From an experiment to Keras models: the one place where networks and noise meet."""
 
+import dataclasses
 from typing import NamedTuple
 
 import keras
 from keras import ops
 
 from ssdn_tf.denoisers import losses, parameters
+from ssdn_tf.denoisers.noise_layer import NoiseLayer
 from ssdn_tf.networks.unet import UNet
-from ssdn_tf.noise import models, prior
+from ssdn_tf.noise import prior, registry
 
 
 class Denoiser(NamedTuple):
@@ -45,21 +47,27 @@ class GaussianPrior(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class ChannelStd(keras.layers.Layer):
-    """Standard deviation of each channel: sqrt of the diagonal of sigma_x, float32 [N,H,W,C]."""
+class PriorStd(NoiseLayer):
+    """Standard deviation of p(x | context) in each channel, as the noise model uses that prior.
 
-    def call(self, sigma_x):
-        return ops.sqrt(ops.diagonal(sigma_x, axis1=-2, axis2=-1))
+    Call arguments: mu_x [N,H,W,C], sigma_x [N,H,W,C,C]. Output: float32 [N,H,W,C].
+    """
 
-    def compute_output_shape(self, input_shape):
-        return input_shape[:-1]
+    def __init__(self, noise, **kwargs):
+        kwargs.setdefault("dtype", losses.algebra_dtype())
+        super().__init__(noise, **kwargs)
+
+    def call(self, mu_x, sigma_x):
+        return ops.cast(self.noise.prior_std(prior.Prior(mu_x, sigma_x)), "float32")
+
+    def compute_output_spec(self, mu_x, sigma_x):
+        return keras.KerasTensor(mu_x.shape, "float32")
 
 
 def noise_model(experiment):
-    """The NoiseModel of an experiment."""
-    if experiment.noise == "impulse":
-        return models.ImpulseNoise(likelihood=experiment.likelihood)
-    return models.MODELS[experiment.noise]()
+    """The NoiseModel of an experiment; its options are the experiment's fields of the same names."""
+    options = dataclasses.fields(registry.MODELS[experiment.noise])
+    return registry.make(experiment.noise, **{field.name: getattr(experiment, field.name) for field in options})
 
 
 def build(experiment, *, start=0.0, rate=1.0, width=None, precision="float32"):
@@ -105,7 +113,7 @@ def _bayesian(experiment, start, rate, network):
     results = {
         "denoised": losses.PosteriorMean(model, name="denoised")(*posterior),
         "mu_x": Cast(name="mu_x")(mu_x),
-        "prior_std": ChannelStd(name="prior_std")(sigma_x),
+        "prior_std": PriorStd(model, name="prior_std")(mu_x, sigma_x),
         "posterior_std": losses.PosteriorStd(model, name="posterior_std")(*posterior),
         "noise_parameter": parameter,
     }

@@ -27,6 +27,7 @@ from ssdn_tf.denoisers import experiments, models
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, inert
 from ssdn_tf.noise import prior
+from ssdn_tf.noise.levels import LEVELS
 
 LICENCE = (
     "The weights of the published networks (Laine et al. 2019) are licensed under CC BY-NC 4.0, in whatever format: "
@@ -200,13 +201,12 @@ def _noise(style):
     level = "(0|[1-9][0-9]{0,2})"
     found = re.fullmatch(f"(gauss|poisson|impulse){level}(?:_{level})?", style if type(style) is str else "")
     inert.expect(found, "noise_style such as gauss25, gauss5_50, poisson30 or impulse0_100", style)
-    (noise,) = [noise for noise, short in experiments.SHORT_NAMES.items() if short == found[1]]
-    low, high = int(found[2]), int(found[3] or found[2])
-    lowest, highest = {"gaussian": (0, 255), "poisson": (1, 999), "impulse": (0, 100)}[noise]
-    legal = lowest <= low <= high <= highest and found[2] != found[3]
+    (known,) = [level for level in LEVELS.values() if level.short == found[1]]
+    low, high = (int(number) / known.label_scale for number in (found[2], found[3] or found[2]))
+    legal = known.low <= low <= high <= known.high and found[2] != found[3]
+    lowest, highest = (f"{known.label_scale * bound:.10g}" for bound in (known.low, known.high))
     inert.expect(legal, f"noise_style with a level from {lowest} to {highest}, or two in ascending order", style)
-    scale = 100 if noise == "impulse" else 1
-    return {"noise": noise, "low": low / scale, "high": high / scale}
+    return {"noise": known.kind, "low": low, "high": high}
 
 
 def _label(name):

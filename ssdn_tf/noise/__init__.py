@@ -1,1 +1,4 @@
-"""Noise models: what a clean colour becomes, how likely a noisy one is, what is left of the noise."""
+"""Noise models: how a clean colour becomes noisy, how likely a noisy one is, and what it says about the clean one.
+
+How to add a noise model: see `noise.registry`.
+"""

@@ -27,17 +27,13 @@ import keras
 import numpy as np
 
 import ssdn_tf
-from ssdn_tf.denoisers.experiments import LEVEL_NAMES, Experiment
+from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.noise.levels import LEVELS
 
 CARD = "assets.extra/model_card.json"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _WARM_UP_SIDE = 64
-_ALLOWED = {
-    "gaussian": "sigma in [0, 1], as a share of the range of intensities (sigma 25 of 255 is 0.098)",
-    "poisson": "lambda above 0, the number of photons at white",
-    "impulse": "alpha in [0, 1], the share of replaced pixels",
-}
 
 
 def takes_level(experiment):
@@ -138,9 +134,10 @@ class Endpoints:
             return noisy
         count = tf.shape(noise_parameter)
         require(count == shape[:1], "noise_parameter: expected one a picture, received", count, "values for", shape[0])
-        value, kind = noise_parameter, self.experiment.noise
-        legal = (value > 0) & tf.math.is_finite(value) if kind == "poisson" else (value >= 0) & (value <= 1)
-        require(legal, f"noise_parameter: expected {_ALLOWED[kind]}, received", value)
+        level = LEVELS[self.experiment.noise]
+        low, high = level.to_parameter(level.low), level.to_parameter(level.high)
+        legal = (noise_parameter >= low) & (noise_parameter <= high)  # False for NaN
+        require(legal, f"noise_parameter: expected {level.allowed_parameter}, received", noise_parameter)
         return noisy
 
     def signatures(self):
@@ -158,13 +155,12 @@ class Endpoints:
 
 def model_card(experiment, **more):
     """What a model is, as a JSON-able dict; `more` says where it comes from."""
-    level_name = LEVEL_NAMES[experiment.noise]
-    unit = {"sigma": "std, of 255", "lam": "photons at white", "alpha": "share of replaced pixels"}[level_name]
-    level = experiment.low if experiment.fixed else [experiment.low, experiment.high]
+    level = LEVELS[experiment.noise]
+    number = experiment.low if experiment.fixed else [experiment.low, experiment.high]
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),
-        "noise": {"kind": experiment.noise, level_name: level, "unit": unit},
+        "noise": {"kind": experiment.noise, level.name: number, "unit": level.unit},
         "parameter_source": experiment.parameter_source,
         "channels": experiment.channels,
         "package": f"ssdn_tf {ssdn_tf.__version__}",

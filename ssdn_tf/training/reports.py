@@ -10,8 +10,8 @@ import numpy as np
 
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
-from ssdn_tf.denoisers.experiments import LEVEL_NAMES
 from ssdn_tf.evaluation import metrics, protocol
+from ssdn_tf.noise.levels import LEVELS
 
 _VALIDATION_SIDE = 256
 
@@ -146,7 +146,7 @@ def progress_line(row, options, left):
         f"loss {row['loss']:.4f}",
     ]
     if "noise_level" in row:
-        parts.append(f"{LEVEL_NAMES[options.experiment.noise]} {row['noise_level']:.4g}")
+        parts.append(f"{LEVELS[options.experiment.noise].name} {row['noise_level']:.4g}")
     if "psnr_mu_x" in row:
         parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
     elif "psnr" in row:

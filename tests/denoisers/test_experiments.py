@@ -176,6 +176,6 @@ def test_experiments_survive_json_and_cannot_be_changed():
 
 
 def test_the_likelihoods_are_those_of_the_noise_model():
-    from ssdn_tf.noise import models
+    from ssdn_tf.noise import impulse
 
-    assert experiments.LIKELIHOODS == models.LIKELIHOODS
+    assert experiments.LIKELIHOODS == impulse.LIKELIHOODS

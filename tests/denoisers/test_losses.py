@@ -8,12 +8,14 @@ import pytest
 from support import ACCURACY, array, check_layer, gradients, random_prior, tensor
 
 from ssdn_tf.denoisers import experiments, losses, models
-from ssdn_tf.noise import models as noise
+from ssdn_tf.noise import registry
+from ssdn_tf.noise.gaussian import GaussianNoise
+from ssdn_tf.noise.impulse import ImpulseNoise
 
 SHAPE = (2, 3, 4)
 LEVELS = {"gaussian": 0.1, "poisson": 30.0, "impulse": 0.4}
 
-every_model = pytest.mark.parametrize("model", [m() for m in noise.MODELS.values()], ids=lambda m: m.kind)
+every_model = pytest.mark.parametrize("model", [m() for m in registry.MODELS.values()], ids=lambda m: m.kind)
 every_channel_count = pytest.mark.parametrize("channels", [1, 3])
 wide = pytest.mark.skipif(losses.algebra_dtype() != "float64", reason="JAX without JAX_ENABLE_X64")
 
@@ -66,7 +68,7 @@ def test_lp_loss_keeps_the_boring_truths():
 @wide
 def test_marginal_likelihood_adds_its_mean(channels):
     arguments = case(channels, 0.1)
-    layer = losses.MarginalLikelihood(noise.GaussianNoise())
+    layer = losses.MarginalLikelihood(GaussianNoise())
     found = call(layer, *arguments)
     expected = gaussian_reference(*arguments[:3], np.float32(0.1))
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
@@ -78,7 +80,7 @@ def test_marginal_likelihood_of_numbers_for_the_head():
     # d = 0.6 - 0.5, sigma_y = 0.06 + 0.2^2 = 0.1: 0.5 (0.01 / 0.1 + log 0.1), twice that,
     # and 0.1 * 0.2 off.
     noisy, mu_x, sigma = (np.full((1, 1, 1, 1), value) for value in (0.6, 0.5, 0.2))
-    layer = losses.MarginalLikelihood(noise.GaussianNoise(), regularization=0.1, scale=2.0)
+    layer = losses.MarginalLikelihood(GaussianNoise(), regularization=0.1, scale=2.0)
     found = call(layer, noisy, mu_x, np.full((1, 1, 1, 1, 1), 0.06), sigma)
     assert found.item() == pytest.approx(2 * 0.5 * (0.1 + math.log(0.1)) - 0.1 * 0.2, rel=1e-5)
 
@@ -87,7 +89,7 @@ def test_marginal_likelihood_of_numbers_for_the_head():
 @pytest.mark.parametrize("kind", ["gaussian", "poisson"])
 @wide
 def test_learned_noise_is_rewarded(channels, kind):
-    model = noise.MODELS[kind]()
+    model = registry.make(kind)
     arguments = case(channels, LEVELS[kind])
     plain = call(losses.MarginalLikelihood(model), *arguments)
     rewarded = call(losses.MarginalLikelihood(model, regularization=0.1), *arguments)
@@ -128,14 +130,14 @@ def sharp_prior():
 def test_loss_is_accurate_for_a_sure_prior_beside_a_low_noise():
     arguments = sharp_prior()
     expected = gaussian_reference(*arguments[:3], arguments[3][0, 0, 0, 0])
-    found = call(losses.MarginalLikelihood(noise.GaussianNoise()), *arguments)
+    found = call(losses.MarginalLikelihood(GaussianNoise()), *arguments)
     np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 def test_the_same_loss_in_float32_is_not_accurate():
     arguments = sharp_prior()
     expected = gaussian_reference(*arguments[:3], arguments[3][0, 0, 0, 0])
-    found = call(losses.MarginalLikelihood(noise.GaussianNoise(), dtype="float32"), *arguments)
+    found = call(losses.MarginalLikelihood(GaussianNoise(), dtype="float32"), *arguments)
     assert not np.allclose(found, expected, rtol=1e-4)
 
 
@@ -145,9 +147,9 @@ def test_true_sigma_minimises_the_expected_nll():
     true, sigma_x = 0.1, 0.05**2 * (0.5 + 0.5 * np.eye(3))
     rng = np.random.default_rng(3)
     clean = rng.multivariate_normal([0.5] * 3, sigma_x, (1, 100, 1000), method="cholesky").astype(np.float32)
-    noisy = noise.GaussianNoise().corrupt(clean, true, rng)
+    noisy = GaussianNoise().corrupt(clean, true, rng)
     prior = np.full((1, 1, 1, 3), 0.5), sigma_x.reshape(1, 1, 1, 3, 3)
-    layer = losses.MarginalLikelihood(noise.GaussianNoise())
+    layer = losses.MarginalLikelihood(GaussianNoise())
     grid = true * 1.05 ** np.arange(-4, 5)
     found = [call(layer, noisy, *prior, np.full((1, 1, 1, 1), sigma)).mean() for sigma in grid]
     assert np.argmin(found) == 4
@@ -157,9 +159,9 @@ def test_true_alpha_minimises_the_exact_nll():
     # As above for the mixture; the grid of alpha is 0.04 wide, the standard error 0.002.
     rng = np.random.default_rng(4)
     clean = rng.normal(0.5, 0.05, (1, 100, 1000, 3)).astype(np.float32)
-    noisy = noise.ImpulseNoise().corrupt(clean, 0.4, rng)
+    noisy = ImpulseNoise().corrupt(clean, 0.4, rng)
     prior = np.full((1, 1, 1, 3), 0.5), (0.05**2 * np.eye(3)).reshape(1, 1, 1, 3, 3)
-    layer = losses.MarginalLikelihood(noise.ImpulseNoise("mixture"))
+    layer = losses.MarginalLikelihood(ImpulseNoise("mixture"))
     grid = 0.4 + 0.04 * np.arange(-4, 5)
     found = [call(layer, noisy, *prior, np.full((1, 1, 1, 1), alpha)).mean() for alpha in grid]
     assert np.argmin(found) == 4
@@ -171,7 +173,7 @@ def test_posterior_mean_weighs_prior_and_observation_and_adds_no_loss(channels):
     noisy, mu_x, _, sigma = case(channels, 0.1)
     # Variances 0.03 and 0.01: three quarters of the way to the observation.
     sigma_x = np.broadcast_to(0.03 * np.eye(channels), (*SHAPE, channels, channels)).copy()
-    layer = losses.PosteriorMean(noise.GaussianNoise())
+    layer = losses.PosteriorMean(GaussianNoise())
     found = call(layer, noisy, mu_x, sigma_x, sigma)
     np.testing.assert_allclose(found, 0.25 * mu_x + 0.75 * noisy, atol=1e-7)
     assert layer.losses == []
@@ -212,8 +214,8 @@ def test_lp_gradient_is_finite_where_the_prediction_is_the_target(exponent):
 @wide
 def test_algebra_is_in_float64():
     assert losses.algebra_dtype() == "float64"
-    assert losses.MarginalLikelihood(noise.GaussianNoise()).compute_dtype == "float64"
-    assert losses.PosteriorMean(noise.GaussianNoise()).compute_dtype == "float64"
+    assert losses.MarginalLikelihood(GaussianNoise()).compute_dtype == "float64"
+    assert losses.PosteriorMean(GaussianNoise()).compute_dtype == "float64"
 
 
 def test_a_model_with_the_loss_map_as_output_trains_and_one_without_it_holds_no_loss():

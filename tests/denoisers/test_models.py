@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from ssdn_tf.denoisers import losses, models
 from ssdn_tf.denoisers.experiments import PUBLISHED, Experiment
+from ssdn_tf.noise.impulse import ImpulseNoise
 
 WIDTH = 4
 # Not published, but ours can: impulse noise in mono, and its exact likelihood.
@@ -225,6 +226,16 @@ def test_the_prior_std_is_the_root_of_the_diagonal():
     np.testing.assert_array_equal(result["mu_x"], np.asarray(components)[..., :3])
 
 
+@pytest.mark.parametrize("noise, std", [("gaussian", 0.0), ("poisson", 0.0), ("impulse", 1e-3)])
+def test_the_prior_std_of_a_certain_network_is_the_noise_models(noise, std):
+    """Impulse noise adds 1e-6 to the variances throughout, the reported std included."""
+    denoiser = models.build(Experiment(noise), width=WIDTH)
+    last = denoiser.inference.get_layer("unet").last
+    last.kernel.assign(np.zeros(last.kernel.shape))
+    result = infer(denoiser, samples(Experiment(noise)))
+    np.testing.assert_allclose(result["prior_std"], std, rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_images_need_not_be_square(name):
     experiment = EXPERIMENTS[name]
@@ -271,8 +282,8 @@ def test_the_prior_layer_keeps_the_boring_truths(channels, diagonal):
 
 
 def test_the_small_layers_keep_the_boring_truths():
-    sigma_x = np.random.uniform(size=(2, 4, 6, 3, 3)).astype(np.float32)
-    support.check_layer(models.ChannelStd(), sigma_x)
+    mu_x, sigma_x = np.random.uniform(size=(2, 4, 6, 3)), np.random.uniform(size=(2, 4, 6, 3, 3))
+    support.check_layer(models.PriorStd(ImpulseNoise()), mu_x, sigma_x)
     support.check_layer(models.Cast(), np.random.uniform(size=(2, 4, 6, 3)))
 
 

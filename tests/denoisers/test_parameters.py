@@ -6,9 +6,10 @@ import pytest
 from support import array, check_layer, tensor, weight_gradients
 
 from ssdn_tf.denoisers import parameters
-from ssdn_tf.noise import models
+from ssdn_tf.noise.gaussian import GaussianNoise
+from ssdn_tf.noise.registry import MODELS
 
-every_model = pytest.mark.parametrize("model", [m() for m in models.MODELS.values()], ids=lambda m: m.kind)
+every_model = pytest.mark.parametrize("model", [m() for m in MODELS.values()], ids=lambda m: m.kind)
 every_channel_count = pytest.mark.parametrize("channels", [1, 3])
 
 WEIGHTS_OF_THE_ESTIMATOR = 40  # 17 + 3 convolutions, a kernel and a bias each
@@ -51,7 +52,7 @@ def test_known_is_the_given_parameter(model):
 
 def test_known_is_bounded_below():
     noisy, given = inputs(level=1e-4)
-    found = call(parameters.KnownParameter(models.GaussianNoise()), noisy, given)
+    found = call(parameters.KnownParameter(GaussianNoise()), noisy, given)
     assert (found == np.float32(1e-3)).all()
 
 
@@ -89,8 +90,8 @@ def test_learned_parameters_start_at_the_wanted_level(model, level):
 
 
 def test_rate_multiplies_the_speed_of_the_global_number():
-    slow = parameters.GlobalParameter(models.GaussianNoise(), 1.5)
-    fast = parameters.GlobalParameter(models.GaussianNoise(), 1.5, rate=10.0)
+    slow = parameters.GlobalParameter(GaussianNoise(), 1.5)
+    fast = parameters.GlobalParameter(GaussianNoise(), 1.5, rate=10.0)
     found = []
     for layer in (slow, fast):
         before = call(layer, *inputs())
@@ -112,7 +113,7 @@ def test_per_image_starts_equal_for_all_images(model, channels):
 
 
 def test_per_image_parameter_of_a_picture_does_not_depend_on_its_neighbours():
-    layer = parameters.PerImageParameter(models.GaussianNoise(), network={"width": 4})
+    layer = parameters.PerImageParameter(GaussianNoise(), network={"width": 4})
     noisy, given = inputs()
     call(layer, noisy, given)
     layer.network.last.kernel.assign(np.ones(layer.network.last.kernel.shape))
@@ -124,7 +125,7 @@ def test_per_image_parameter_of_a_picture_does_not_depend_on_its_neighbours():
 
 def test_per_image_can_leave_its_start():
     # Kernel zero: only the last layer has a gradient at first, and it must have one.
-    layer = parameters.PerImageParameter(models.GaussianNoise(), network={"width": 4})
+    layer = parameters.PerImageParameter(GaussianNoise(), network={"width": 4})
     noisy, given = (tensor(value, "float32") for value in inputs())
     layer(noisy, given)
     found = dict(zip([w.path for w in layer.trainable_weights], weight_gradients(layer, noisy, given)))
@@ -135,7 +136,7 @@ def test_per_image_can_leave_its_start():
 
 @pytest.mark.parametrize("channels, count", [(3, 1_102_177), (1, 1_099_585)])
 def test_estimator_has_the_published_number_of_parameters(channels, count):
-    layer = parameters.PerImageParameter(models.GaussianNoise())
+    layer = parameters.PerImageParameter(GaussianNoise())
     layer.build((None, 32, 32, channels), (None, 1, 1, 1))
     assert layer.count_params() == count
 

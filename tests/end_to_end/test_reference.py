@@ -31,8 +31,10 @@ import tensorflow as tf
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.inference import official
-from ssdn_tf.noise import models as noise
 from ssdn_tf.noise import prior
+from ssdn_tf.noise.impulse import ImpulseNoise
+from ssdn_tf.noise.model import gaussian_nll
+from ssdn_tf.noise.poisson import PoissonNoise
 
 VALUES = np.load(pathlib.Path(__file__).parents[1] / "reference" / "values.npz")
 META = json.loads(str(VALUES["meta"]))
@@ -240,6 +242,17 @@ def test_prior_std_is_the_published(rebuilt, name):
 
 
 @pytest.mark.parametrize("name", BAYESIAN)
+def test_the_reported_prior_std_has_the_published_determinant(rebuilt, name):
+    """Published is det(sigma_x)^(1 / 2C), reported the std of each channel: Hadamard's bound joins them."""
+    case = rebuilt(name)
+    product = np.prod(np.asarray(case.answer["prior_std"], np.float64), axis=-1)
+    ours, published = product ** (1 / case.experiment.channels), case.reference("prior_std_out")
+    assert (published <= ours + 1e-5).all()
+    if case.experiment.channels == 1 or case.experiment.diagonal:
+        np.testing.assert_allclose(ours, published, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", BAYESIAN)
 def test_noise_std_is_the_published(rebuilt, name):
     case = rebuilt(name)
     model = models.noise_model(case.experiment)
@@ -292,7 +305,7 @@ def test_a_kernel_upside_down_is_seen(rebuilt):
 
 def test_the_poisson_regulariser_takes_the_arithmetic_mean(rebuilt):
     case = rebuilt("poisson_blindspot_per_image_rgb")
-    model = noise.PoissonNoise()
+    model = PoissonNoise()
     effective, parameter = case.prior_and_parameter
     nll = model.marginal_nll(_double(case.inputs["noisy"]), effective, parameter)
     arithmetic = nll - 0.1 * model.standard_deviation(effective, parameter)
@@ -310,8 +323,8 @@ def test_the_missing_inflation_of_the_posterior_is_seen(rebuilt):
 
 def test_the_missing_variance_of_the_impulse_prior_is_seen(rebuilt):
     case = rebuilt("impulse_blindspot_global_rgb")
-    model = noise.ImpulseNoise()
+    model = ImpulseNoise()
     bare, alpha = case.prior_and_parameter
     mu_y, sigma_y = model.marginal_moments(bare, alpha)
-    loss = 2.0 * noise.gaussian_nll(_double(case.inputs["noisy"]) - mu_y, sigma_y)
+    loss = 2.0 * gaussian_nll(_double(case.inputs["noisy"]) - mu_y, sigma_y)
     assert loss_error(case, loss) > loss_tolerance(case)

@@ -5,7 +5,7 @@ from PIL import Image
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.evaluation import protocol, report
-from ssdn_tf.noise import models as noise
+from ssdn_tf.noise.gaussian import GaussianNoise
 
 
 def test_images_are_padded_to_their_own_next_multiples_of_32():
@@ -29,7 +29,7 @@ def test_padding_reflects_at_bottom_and_right_without_repeating_the_edge():
 def test_noise_is_added_after_padding():
     """The padded part has noise of its own: a mirror image of the noise would show a pixel itself."""
     clean = np.full((20, 20, 3), 0.5, np.float32)
-    case = protocol.corrupt(clean, Experiment(), noise.GaussianNoise(), protocol.rng(1, "s", "a", 0))
+    case = protocol.corrupt(clean, Experiment(), GaussianNoise(), protocol.rng(1, "s", "a", 0))
     assert case.padded.shape == (32, 32, 3) and case.noisy.shape == (20, 20, 3)
     mirrored = case.noisy[18:8:-1]
     assert np.abs(case.padded[20:30, :20] - mirrored[:10]).min() > 0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from support import array, gradients, tensor
+from support import array, gradients, random_prior, tensor
 
 from ssdn_tf.noise import linalg
 
@@ -87,3 +87,30 @@ def test_matvec_is_the_matrix_product(channels):
     b = rng.standard_normal((2, 5, channels))
     expected = np.array([[a[i, j] @ b[i, j] for j in range(5)] for i in range(2)])
     np.testing.assert_allclose(array(linalg.matvec(tensor(a), tensor(b))), expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_conditional_variance_is_that_of_the_joint_gaussian(channels):
+    _, sigma = random_prior(5, (4,), channels)
+    noise = np.random.default_rng(6).uniform(0.001, 0.1, (4, channels))
+    found = array(linalg.conditional_variance(tensor(sigma), tensor(noise)))
+    for p in range(4):
+        for c in range(channels):
+            o = [i for i in range(channels) if i != c]
+            cross = sigma[p][c, o]
+            expected = sigma[p][c, c] - cross @ np.linalg.solve(sigma[p][np.ix_(o, o)] + np.diag(noise[p, o]), cross)
+            assert found[p, c] == pytest.approx(expected, rel=1e-10)
+
+
+def test_least_pivots_change_nothing_where_rounding_does_no_harm_and_keep_the_others_positive():
+    _, sigma = random_prior(5, (4,), 3)
+    noise, b = np.full((4, 3), 1e-3), np.ones((4, 3))
+    a = tensor(sigma + 1e-3 * np.eye(3))
+    for plain, bounded in zip(
+        linalg.solve_and_logdet(a, tensor(b)), linalg.solve_and_logdet(a, tensor(b), least=tensor(noise))
+    ):
+        np.testing.assert_array_equal(array(plain), array(bounded))
+    ones = tensor(np.full((1, 3, 3), 0.01) + 1e-11 * np.eye(3), "float32")  # singular as rounded
+    x, logdet = linalg.solve_and_logdet(ones, tensor(b[:1], "float32"), least=tensor(np.full((1, 3), 1e-11), "float32"))
+    assert np.isfinite(array(x)).all() and np.isfinite(array(logdet)).all()
+    assert not np.isfinite(array(linalg.solve_and_logdet(ones, tensor(b[:1], "float32"))[1])).all()

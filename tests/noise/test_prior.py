@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from support import array, gradients, random_prior, tensor
 
-from ssdn_tf.noise import models, prior
+from ssdn_tf.noise import prior, registry
 
 SHAPE = (2, 3, 4)
 
@@ -96,7 +96,7 @@ def test_standard_deviation_is_the_common_one_where_channels_agree_and_zero_wher
 @pytest.mark.parametrize("kind, parameter", [("gaussian", 1e-3), ("poisson", 30.0), ("impulse", 0.5)])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_gradients_are_finite_where_sigma_x_is_singular(channels, diagonal, kind, parameter, rank):
-    model = models.MODELS[kind]()
+    model = registry.make(kind)
     outputs = np.zeros((*SHAPE, prior.component_count(channels, diagonal)))
     outputs[..., :channels] = 0.5
     outputs[..., channels : channels + rank] = 0.1

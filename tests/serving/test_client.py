@@ -563,12 +563,12 @@ WRONG = {
     "--server=http://": "--server: expected http",
     "--server=http://x:port": "--server: expected http",
     "--server=grpc://x:1/path": "--server: expected http",
-    "--sigma=256": "--sigma: expected a number of steps of 255, above 0 and up to 255, received 256",
-    "--sigma=0": "--sigma: expected",
+    "--sigma=256": r"--sigma: expected a number between 0 and 255 \(std, of 255\), received '256'",
+    "--sigma=-1": "--sigma: expected",
     "--sigma=nan": "--sigma: expected",
     "--sigma=5,50": "sigma.*5,50",
-    "--lam=-1": "--lam: expected a number of photons above 0, received -1",
-    "--alpha=1.5": "--alpha: expected a share between 0 and 1, received 1.5",
+    "--lam=-1": "--lam: expected a number between 0.001 and 1,000,000 .*photons.* received '-1'",
+    "--alpha=1.5": "--alpha: expected a number between 0 and 1 .*share.* received '1.5'",
     "--sigma=25 --alpha=0.5": "expected one noise level, received --sigma and --alpha",
     "--tile=1000": "--tile: expected a multiple of 32, with --halo=320 at least 672, received 1000",
     "--tile=512": "--tile: expected .* at least 672, received 512",
@@ -608,7 +608,10 @@ def test_a_level_is_asked_for_or_refused_as_the_model_has_it(double, one, capsys
     assert not double.requests
 
 
-@pytest.mark.parametrize(("flag", "parameter"), [("--sigma=25", 25 / 255), ("--lam=30", 30), ("--alpha=0.5", 0.5)])
+@pytest.mark.parametrize(
+    ("flag", "parameter"),
+    [("--sigma=25", 25 / 255), ("--sigma=0", 0), ("--lam=30", 30), ("--alpha=0.5", 0.5), ("--alpha=1", 1)],
+)
 def test_levels_travel_in_the_models_unit(double, one, flag, parameter):
     call(f"--server={double.urls['rest']}", *one[:2], flag)
     (_, inputs), *_ = double.requests

@@ -19,6 +19,7 @@ from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.noise import levels
 from ssdn_tf.serving import saved_model
 
 WIDTH = 4
@@ -357,13 +358,19 @@ def test_requests_that_make_no_sense_are_refused_and_the_next_is_answered(export
         assert np.isfinite(endpoint(**request(experiment, good))["denoised"]).all()
 
 
-@pytest.mark.parametrize("kind, wrong", [("poisson", 0.0), ("poisson", np.inf), ("impulse", 1.5), ("impulse", -0.5)])
-def test_levels_of_the_other_noise_models_are_checked(kind, wrong):
+@pytest.mark.parametrize(
+    "kind, wrong",
+    [("poisson", 0.0), ("poisson", np.inf), ("poisson", 1e7), ("impulse", 1.5), ("impulse", -0.5), ("gaussian", 1.1)],
+)
+def test_levels_are_checked_and_the_ends_of_their_range_are_legal(kind, wrong):
     experiment = bayesian(kind, "known", 3)
     endpoints = saved_model.Endpoints(build(experiment), experiment)
     noisy = pictures(1, 8, 8)
     assert "noise_parameter: expected" in refused(endpoints.posterior, **request(experiment, noisy, parameter=wrong))
-    assert np.isfinite(endpoints.posterior(**request(experiment, noisy))["denoised"]).all()
+    level = levels.LEVELS[kind]
+    for parameter in (None, level.to_parameter(level.low), level.to_parameter(level.high)):
+        given = request(experiment, noisy, parameter=parameter)
+        assert all(np.isfinite(value).all() for value in endpoints.posterior(**given).values())
 
 
 def test_bytes_that_are_no_picture_are_refused(exported):

@@ -1,0 +1,37 @@
+"""The noise models by name.
+
+How to add a noise model:
+
+1. Write its `Level` into `noise/levels.py`: name, unit, legal range, default. The flags of all commands, run names,
+   the SavedModel's check and its client follow from it.
+2. Write its class into a file of its own, with `level`, `corrupt`, `estimate`, where needed `bound_known`, and either
+   `variance` (noise that is added: derive from AdditiveNoise, nothing else is needed) or `marginal_moments`,
+   `posterior_mean`, `posterior_std` and `standard_deviation` (derive from NoiseModel). Options of the model are
+   fields of the dataclass; those that an experiment also has are taken from there.
+3. Add the class to MODELS below.
+
+All tests with `every_model` (tests/noise, tests/denoisers) then run for it: serialization, corruption, moments and
+posterior against samples, float32 against float64, gradients, estimates, learned parameters. They need its typical
+level (LEVELS in tests/noise/noise_cases.py) and its formulas written out once more (`reference_moments` there).
+"""
+
+from ssdn_tf.noise.gaussian import GaussianNoise
+from ssdn_tf.noise.impulse import ImpulseNoise
+from ssdn_tf.noise.poisson import PoissonNoise
+
+MODELS = {model.level.kind: model for model in (GaussianNoise, PoissonNoise, ImpulseNoise)}
+
+
+def make(kind, **options):
+    """A noise model.
+
+    Args:
+        kind: a key of MODELS.
+        options: fields of its class.
+
+    Raises:
+        ValueError: unknown kind, or an illegal option.
+    """
+    if kind not in MODELS:
+        raise ValueError(f"expected a noise model among {', '.join(MODELS)}, received '{kind}'.")
+    return MODELS[kind](**options)

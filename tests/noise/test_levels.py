@@ -1,0 +1,104 @@
+"""The table of noise levels."""
+
+import dataclasses
+import math
+
+import pytest
+
+from ssdn_tf.noise.levels import LEVELS
+
+every_level = pytest.mark.parametrize("level", LEVELS.values(), ids=LEVELS)
+
+
+@every_level
+def test_each_level_agrees_with_itself(level):
+    assert LEVELS[level.kind] is level
+    for number in (level.low, level.high, level.default, *level.example, *level.trivial):
+        level.check(number)
+        assert level.to_level(level.to_parameter(number)) == number
+    level.check_trainable(level.default, level.default)
+    assert level.example[0] < level.example[1]
+
+
+def test_names_are_told_apart():
+    for field in ("kind", "short", "name"):
+        assert len({getattr(level, field) for level in LEVELS.values()}) == len(LEVELS)
+
+
+def test_levels_are_what_people_say_and_parameters_what_the_formulas_take():
+    assert LEVELS["gaussian"].to_parameter(25) == 25 / 255
+    assert LEVELS["poisson"].to_parameter(30) == 30 and LEVELS["impulse"].to_parameter(0.5) == 0.5
+
+
+@every_level
+def test_the_ends_are_legal_and_what_is_outside_is_refused(level):
+    inside = (level.low, level.high)
+    outside = (math.nextafter(level.low, -1), math.nextafter(level.high, math.inf), -1, math.inf, -math.inf, math.nan)
+    for number in inside:
+        assert level.parse(f"{number!r}") == (number, number)
+    for number in outside:
+        with pytest.raises(ValueError, match="^expected a number between .* received"):
+            level.check(number)
+        with pytest.raises(ValueError, match="^expected a number between .* received"):
+            level.parse(f"{number!r}")
+        with pytest.raises(ValueError, match="^expected a number between .* received"):
+            level.parse_one(f"{number!r}")
+
+
+@every_level
+def test_text_becomes_levels_and_text_again(level):
+    for levels in ((level.default, level.default), level.example):
+        assert level.parse(level.format(*levels)) == levels
+    assert LEVELS["gaussian"].format(25.0, 25.0) == "25" and LEVELS["gaussian"].format(5.0, 50.0) == "5,50"
+
+
+@pytest.mark.parametrize("text", ["", "abc", "50,5", "1,2,3", "5,", "5,abc", "5;50", "nan,5"])
+def test_text_that_is_no_level_is_refused(text):
+    with pytest.raises(ValueError) as error:
+        LEVELS["gaussian"].parse(text)
+    sentence = f"expected a number between 0 and 255 (std, of 255), or two as low,high, received '{text}'."
+    assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("text", ["", "abc", "5,50"])
+def test_text_that_is_not_one_level_is_refused(text):
+    with pytest.raises(ValueError, match="^expected a number between 0 and 1 "):
+        LEVELS["impulse"].parse_one(text)
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, what",
+    [
+        ("gaussian", 0, 0, "no noise"),
+        ("impulse", 0, 0, "no noise"),
+        ("impulse", 1, 1, "nothing but noise"),
+        ("gaussian", 0, 50, None),
+        ("impulse", 0, 1, None),
+        ("poisson", 1e-3, 1e-3, None),
+    ],
+)
+def test_a_fixed_level_with_nothing_to_learn_is_legal_but_not_trainable(kind, low, high, what):
+    level = LEVELS[kind]
+    level.check(low)
+    if what:
+        with pytest.raises(ValueError, match=f"which is {what}"):
+            level.check_trainable(low, high)
+    else:
+        level.check_trainable(low, high)
+
+
+def test_labels_are_the_published_ones():
+    labels = {level.label(level.default, level.default) for level in LEVELS.values()}
+    labels |= {level.label(*level.example) for level in LEVELS.values()}
+    assert labels == {"gauss25", "gauss5_50", "poisson30", "poisson5_50", "impulse50", "impulse0_100"}
+
+
+@every_level
+def test_sentences_name_no_flag(level):
+    assert "--" not in level.allowed + level.allowed_parameter
+    assert level.unit in level.allowed
+
+
+def test_a_level_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LEVELS["gaussian"].low = 1.0
