@@ -1,12 +1,12 @@
-"""What the commands share: running a main, the flags of a noise level, errors as one sentence."""
+"""What the commands share: running a main, groups of flags, the flags of a noise level, errors as one sentence."""
 
-import importlib
+import contextlib
 import math
 import os
 import sys
-import tempfile
 
-# Both are read when TensorFlow is loaded, so they come first. oneDNN is off by default on some CPUs.
+# TensorFlow reads both when it is imported. oneDNN is off by default on some CPUs. Two lines of TensorFlow about
+# missing CUDA drivers come before its log level applies; nothing turns them off.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -17,42 +17,27 @@ from ssdn_tf.denoisers.experiments import LEVEL_NAMES  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
 
 
-def load_keras():
-    """Imports Keras and its backend without the banners that TensorFlow's C++ part writes to
-    stderr before its log level applies. They are shown if the import fails."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as banners:
-        os.dup2(banners.fileno(), 2)
-        try:
-            importlib.import_module("ssdn_tf.training.run")
-        except BaseException:
-            banners.seek(0)
-            os.write(stderr, banners.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-
-
 def execute(main, define, text, argv=None, needs_flags=False):
-    """Parses, runs, and turns errors of the user into a sentence and an exit code.
+    """Parses the flags, runs a main, and turns the user's errors into one sentence on stderr and an exit code.
 
     Args:
         main: function (FlagValues) -> exit code.
         define: function that defines the flags in a FlagValues.
         text: what --help shows above the flags.
-        argv: as sys.argv.
-        needs_flags: without any, the help is shown.
+        argv: default sys.argv.
+        needs_flags: show the help if there are no flags at all.
+
+    Returns:
+        The exit code.
     """
     argv = sys.argv if argv is None else argv
     values = flags.FlagValues()
-    flags.DEFINE_bool("help", False, "this text", short_name="h", flag_values=values)
+    flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     define(values)
     try:
         rest = values(argv)[1:]
         if values.help or (len(argv) == 1 and needs_flags):
-            print(f"{text}\nFlags:{values.get_help(prefix='  ')}")
+            print(f"{text}\n{_help(values)}")
             return 0
         if rest:
             raise UserError(f"expected flags (--name=value), received '{rest[0]}'.")
@@ -65,6 +50,41 @@ def execute(main, define, text, argv=None, needs_flags=False):
         print("stopped.", file=sys.stderr)
         return 130
     return 1
+
+
+@contextlib.contextmanager
+def errors_about(flag):
+    """Adds the name of a flag to errors of the library about its value."""
+    try:
+        yield
+    except (UserError, ValueError) as error:
+        raise UserError(f"--{flag}: {error}") from error
+
+
+@contextlib.contextmanager
+def group(values, title):
+    """--help shows the flags that are defined inside together, under this title."""
+    before = set(values)
+    yield
+    for name in set(values) - before:
+        values[name].group = title
+
+
+def _help(values):
+    """The flags by group, each with its default."""
+    groups = {}
+    for flag in dict.fromkeys(values[name] for name in values):  # a short name is a second key of its flag
+        groups.setdefault(getattr(flag, "group", "Other"), []).append(flag)
+    lines = []
+    for title, members in sorted(groups.items(), key=lambda item: item[0] == "Other"):  # sorted is stable
+        lines.append(f"{title}:")
+        for flag in members:
+            name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            text = f"{name}: {' '.join(flag.help.split())}{default}"
+            lines.append(flags.text_wrap(text, length=110, indent=6 * " ", firstline_indent="  "))
+        lines.append("")
+    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------- noise levels
@@ -132,4 +152,12 @@ def level_from_flags(v, noise):
 def place_flags(v):
     """Where runs and data sets are."""
     flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
-    flags.DEFINE_string("data_dir", os.environ.get("SSDN_DATA_DIR"), "folder with kodak, BSDS300, Set14", flag_values=v)
+    data_dir_flag(v)
+
+
+def data_dir_flag(values):
+    """--data_dir"""
+    flags.DEFINE_string(
+        "data_dir", os.environ.get("SSDN_DATA_DIR"),
+        "folder with kodak, BSDS300, Set14 (default: the environment variable SSDN_DATA_DIR)", flag_values=values,
+    )  # fmt: skip

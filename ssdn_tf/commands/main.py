@@ -1,23 +1,18 @@
-"""The commands: flags to options, and the mains of train.py, evaluate.py, denoise.py and export/savedmodel.py."""
+"""The commands: flags to options, and the mains of train.py and export/savedmodel.py."""
 
 import contextlib
 import functools
 import json
 import math
 import os
-import pathlib
 import shlex
 import sys
 import time
 
-import numpy as np
 from absl import flags
 
 from ssdn_tf.commands import cli, train_flags
-from ssdn_tf.data import images
-from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import tiling
 from ssdn_tf.training import folder as runs
 from ssdn_tf.training import supervisor, tf_config
 
@@ -29,19 +24,6 @@ TRAIN = """Trains a denoiser; no clean images are needed.
     python train.py --experiment=gauss25-blindspot-sigma_known --train_data=DIR     a row of the paper
     python train.py --noise=gaussian --noisy --train_data=DIR         a folder of pictures that are noisy
 """
-EVALUATE = """Measures a trained denoiser by the paper's protocol, and leaves pictures to look at.
-
-    python evaluate.py                                                newest run, held-out sample photographs
-    python evaluate.py --dataset=set14 --data_dir=DIR                 newest run
-    python evaluate.py --dataset=kodak,bsd300 --data_dir=DIR --model=runs/00003-... --repeats=1
-"""
-DENOISE = """Denoises a picture.
-
-    python denoise.py --input=noisy.png --output=clean.png            with the newest run
-    python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=clean.png
-"""
-
-
 EXPORT = """Turns a run, or a published network file, into a SavedModel that TF Serving and any TensorFlow load.
 
     python export/savedmodel.py --output=models/ssdn                              newest run -> models/ssdn/1
@@ -54,14 +36,6 @@ def train():
     sys.exit(cli.execute(train_main, train_flags.define, TRAIN, needs_flags=True))
 
 
-def evaluate():
-    sys.exit(cli.execute(evaluate_main, _evaluate_flags, EVALUATE))
-
-
-def denoise():
-    sys.exit(cli.execute(denoise_main, _denoise_flags, DENOISE))
-
-
 def export():
     # The delivered form is TensorFlow's, whatever a run was trained with; weights suit both.
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -69,48 +43,6 @@ def export():
 
 
 # ---------------------------------------------------------------- flags
-
-
-def _evaluate_flags(v):
-    flags.DEFINE_string(
-        "model", None, "a run or a SavedModel (default: the newest run), or none with --baseline", flag_values=v
-    )
-    flags.DEFINE_list(
-        "dataset", ["sample"], "kodak, bsd300, set14, sample, or folders of clean pictures", flag_values=v
-    )
-    flags.DEFINE_integer(
-        "repeats", None, "noise draws a picture (default: 10, 3, 20, else 1)", lower_bound=1, flag_values=v
-    )
-    flags.DEFINE_enum(
-        "pad", "image", ("image", "set_square"), "each picture to its own size, or all to one square", flag_values=v
-    )
-    flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=v)
-    cli.level_flags(v, " (default: the run's)")
-    flags.DEFINE_integer("seed", 1, "of the noise", lower_bound=0, flag_values=v)
-    flags.DEFINE_integer("pictures", 2, "pictures to leave of each set", lower_bound=0, flag_values=v)
-    flags.DEFINE_string(
-        "output", None, "folder for results.json and pictures (default: below the run; evaluation)", flag_values=v
-    )
-    cli.place_flags(v)
-
-
-def _denoise_flags(v):
-    flags.DEFINE_string("model", None, "a run or a SavedModel (default: the newest run)", flag_values=v)
-    flags.DEFINE_string("input", None, "noisy picture", flag_values=v)
-    flags.DEFINE_string("output", None, "where the denoised one goes", flag_values=v)
-    flags.DEFINE_enum(
-        "bits",
-        None,
-        ("8", "16"),
-        "of the output; 16 for PNG only (default: the input's, where possible)",
-        flag_values=v,
-    )
-    flags.DEFINE_integer(
-        "tile", 1536, "larger pictures than this squared are done in tiles of this side; memory is 7 KB a pixel",
-        lower_bound=0, flag_values=v,
-    )  # fmt: skip
-    cli.level_flags(v, " (default: the model's)")
-    flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
 
 
 def _export_flags(v):
@@ -132,7 +64,6 @@ def train_main(v):
     if task and len(task.addresses) > 1 and not supervisor.join():
         return supervisor.supervise(task, 60 * v.wait_minutes, functools.partial(print, flush=True))
     begin = supervisor.began() or begin  # --max_minutes counts from the first start
-    cli.load_keras()
     from ssdn_tf.training import distribution
 
     devices = _devices(v, options)
@@ -197,122 +128,24 @@ def _same_command(run_dir):
     return shlex.join(["python", "train.py", *kept, f"--run_dir={run_dir}"])
 
 
-def _load_model(v):
-    """(folder, Experiment, inference model) of the run or SavedModel that --model names."""
-    from ssdn_tf.serving import saved_model as serving
-    from ssdn_tf.training import run as training
-
-    folder = pathlib.Path(v.model) if v.model else runs.newest_run(v.runs)
-    saved_model = serving.find(folder)
-    if saved_model:
-        return saved_model, *serving.load(saved_model)
-    options, model, _ = training.load_inference(folder)
-    return folder, options.experiment, model
-
-
-def evaluate_main(v):
-    cli.load_keras()
-    from ssdn_tf.evaluation import protocol, report
-
-    if v.model == "none":
-        if not v.baseline:
-            raise UserError("--model=none: expected a --baseline to evaluate instead, received none.")
-        low, high = cli.level_from_flags(v, "gaussian") or (25.0, 25.0)
-        experiment, model, folder = experiments.Experiment(low=low, high=high), None, None
-    else:
-        folder, experiment, model = _load_model(v)
-        low, high = cli.level_from_flags(v, experiment.noise) or (experiment.low, experiment.high)
-        experiment = experiments.dataclasses.replace(experiment, low=low, high=high)
-    sets = [protocol.image_set(name, v.data_dir) for name in v.dataset]
-    # Nothing is written into a SavedModel: a server may watch its folder.
-    is_run = folder and (folder / "options.json").exists()
-    output = pathlib.Path(v.output or (folder / "evaluation" if is_run else "evaluation"))
-    denoisers = {}
-    if model is not None:
-        denoisers[experiment.name] = protocol.model_denoiser(model)
-    if v.baseline:
-        denoisers[v.baseline] = protocol.cbm3d_denoiser(experiment)
-    results = []
-    for label, files, repeats in sets:
-        case = protocol.Protocol(experiment, label, files, v.repeats or repeats, v.seed, v.pad)
-        for name, denoiser in denoisers.items():
-            results.append(protocol.evaluate(case, name, denoiser, output, v.pictures))
-    summary = {"run": str(folder) if folder else None, "seed": v.seed, "pad": v.pad, "results": results}
-    report.write_json(output / "results.json", summary)
-    print("\n" + report.table(results))
-    print(f"\n{output / 'results.json'} and pictures beside it.")
-    return 0
-
-
-def denoise_main(v):
-    for name in ("input", "output"):
-        if not v[name].value:
-            raise UserError(f"expected --{name}=FILE, received none.")
-    if pathlib.Path(v.input).resolve() == pathlib.Path(v.output).resolve():
-        raise UserError(f"--output: expected another file than --input, received '{v.output}' for both.")
-    if pathlib.Path(v.output).suffix.lower() not in images.SUFFIXES:
-        raise UserError(
-            f"--output: expected a name ending in one of {', '.join(images.SUFFIXES)}, received '{v.output}'."
-        )
-    least = 2 * tiling.HALO + tiling.GRID
-    if v.tile and (v.tile % tiling.GRID or v.tile < least):
-        raise UserError(f"--tile: expected 0 or a multiple of {tiling.GRID} from {least} on, received {v.tile}.")
-    noisy = images.read(v.input)
-    is_png = pathlib.Path(v.output).suffix.lower() == ".png"
-    if v.bits == "16" and not is_png:
-        raise UserError(f"--bits=16: expected an --output ending in .png, received '{v.output}'.")
-    bits = int(v.bits or (16 if noisy.dtype == np.uint16 and is_png else 8))
-    cli.load_keras()
-    from ssdn_tf.evaluation import protocol
-
-    _, experiment, model = _load_model(v)
-    levels = cli.level_from_flags(v, experiment.noise) or (experiment.low, experiment.high)
-    if levels[0] != levels[1] and experiment.parameter_source == "known":
-        flag = experiments.LEVEL_NAMES[experiment.noise]
-        raise UserError(
-            f"expected --{flag} between {levels[0]:g} and {levels[1]:g}, as this model must be told the noise level, "
-            "received none."
-        )
-    noisy = images.to_float(images.to_channels(noisy, experiment.channels))
-    result = protocol.denoise_any_size(model, noisy, experiment.parameter(levels[0]), v.tile)
-    images.write(v.output, result["denoised"], bits)
-    print(f"{v.output}: {noisy.shape[1]}x{noisy.shape[0]}, denoised by {experiment.name}.")
-    return 0
-
-
 def export_main(v):
     if not v.output:
         raise UserError("expected --output=DIR, received none.")
     if v.run and v.official:
         raise UserError("--official: expected instead of --run, received both.")
-    cli.load_keras()
+    from ssdn_tf.inference import predictor
     from ssdn_tf.serving import saved_model as serving
 
-    experiment, model, card = _official_model(v.official) if v.official else _run_model(v)
-    place = serving.export(model, experiment, card, v.output)
-    print(f"{place}: {experiment.name}. What it takes and gives: export/README.md")
+    if v.official:
+        model = predictor.from_published(v.official)
+        print(model.source.details["licence"])
+        details = model.source.details
+    else:
+        model = predictor.from_run(v.run or runs.newest_run(v.runs))
+        path = model.source.path / "history.jsonl"
+        history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        options = runs.Options.from_dict(model.source.details["options"])
+        details = serving.run_card(options, model.source.details["position"], history)
+    place = serving.export(model.model, model.experiment, serving.model_card(model.experiment, **details), v.output)
+    print(f"{place}: {model.experiment.name}. What it takes and gives: export/README.md")
     return 0
-
-
-def _run_model(v):
-    """(Experiment, inference model, model card) of a run."""
-    from ssdn_tf.serving import saved_model as serving
-    from ssdn_tf.training import run as training
-
-    run = pathlib.Path(v.run) if v.run else runs.newest_run(v.runs)
-    options, model, position = training.load_inference(run)
-    path = run / "history.jsonl"
-    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    card = serving.model_card(options.experiment, **serving.run_card(options, position, history))
-    return options.experiment, model, card
-
-
-def _official_model(path):
-    """The same of a published network file."""
-    from ssdn_tf.inference import official
-    from ssdn_tf.serving import saved_model as serving
-
-    network = official.read(path)
-    print(official.LICENCE)
-    card = serving.model_card(network.experiment, published_network=network.name, licence=official.LICENCE)
-    return network.experiment, official.denoiser(network).inference, card

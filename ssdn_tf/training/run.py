@@ -164,16 +164,6 @@ def build(options, samples, jit="auto", devices=None, steps_per_execution=1):
     return models.Denoiser(training, inference)
 
 
-def load_inference(run_dir):
-    """(Options, inference model, position) of a run, from its checkpoint."""
-    options = folder.read_options(run_dir)
-    denoiser = models.build(options.experiment, rate=options.rate, width=options.width)
-    denoiser.inference.compile(**(_COMPILE or {"jit_compile": jit_compile("auto")}))
-    path = pathlib.Path(run_dir) / "checkpoint.npz"
-    position = checkpoints.load(path, checkpoints.named_variables(denoiser.inference))
-    return options, denoiser.inference, position
-
-
 def estimated_seconds(options):
     """Rough length of a training from scratch: its multiply-adds at the rate of a large convolution here."""
     x = np.ones((16, 64, 64, 96), np.float32)

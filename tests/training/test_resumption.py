@@ -21,7 +21,6 @@ SERVER = """
 import json, os, sys, time
 from ssdn_tf.commands import cli, main as commands, train_flags
 from ssdn_tf.inference import checkpoints
-cli.load_keras()
 from ssdn_tf.training import run as training
 
 def say(*words):
