@@ -44,14 +44,19 @@ _LEVEL_UNKNOWN = {"low": None, "high": None}
 class PublishedNetwork:
     """Content of a published file.
 
-    name: of the file, without its suffix.
+    path: of the file.
     experiment: what the network was trained for, and its width; `low` and `high` are None if the level is unknown.
     weights: {published name: float32 array}.
     """
 
-    name: str
+    path: pathlib.Path
     experiment: Experiment
     weights: dict
+
+    @property
+    def name(self):
+        """That of the file, without its suffix."""
+        return self.path.stem
 
 
 def read(path, levels=None):
@@ -68,7 +73,7 @@ def read(path, levels=None):
         UserError: the file cannot be read, is not a published network, is damaged, or contradicts itself or `levels`.
     """
     try:
-        network = _interpret(pickles.load(path), pathlib.Path(path).stem)
+        network = _interpret(pickles.load(path), pathlib.Path(path))
         return dataclasses.replace(network, experiment=_with_levels(network.experiment, levels))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -85,15 +90,23 @@ def denoiser(network):
     """
     built = models.build(network.experiment)
     ours = {published_name(path): v for path, v in checkpoints.named_variables(built.inference).items()}
+    try:
+        _check_weights(network, ours)
+    except UserError as error:
+        raise UserError(f"{network.path}: {error}") from error
+    for name, variable in ours.items():
+        variable.assign(network.weights[name])
+    return built
+
+
+def _check_weights(network, ours):
+    """Refuses weights whose names or shapes are not those of our variables {published name: variable}."""
     for name, variable in ours.items():
         shape, weight = tuple(variable.shape), network.weights.get(name)
         what = f"the variable {pickles.shown(name)} of {network.experiment.name} as {pickles.shown(shape)}"
         pickles.expect(weight is not None and weight.shape == shape, what, weight if weight is None else weight.shape)
     for name in network.weights:
         pickles.expect(name in ours, f"only variables of {network.experiment.name}", name)
-    for name, variable in ours.items():
-        variable.assign(network.weights[name])
-    return built
 
 
 def published_name(path):
@@ -105,8 +118,8 @@ def published_name(path):
     return prefix + layer + {"kernel": "/W", "bias": "/b"}[variable]
 
 
-def _interpret(network, name):
-    """PublishedNetwork from an unpickled record and the name of its file."""
+def _interpret(network, path):
+    """PublishedNetwork from an unpickled record and the path of its file."""
     pickles.expect(type(network) is pickles.Network, "an object of the class dnnlib.tflib.network.Network", network)
     state = network.state
     pickles.expect(type(state) is dict, "the network's state as a dict", state)
@@ -120,7 +133,7 @@ def _interpret(network, name):
         pickles.expect(pair[0] not in weights, "each variable once", pair[0])
         weights[pair[0]] = _array(*pair)
     shapes = {variable: array.shape for variable, array in weights.items()}
-    return PublishedNetwork(name, _experiment(state, shapes, name), weights)
+    return PublishedNetwork(path, _experiment(state, shapes, path.stem), weights)
 
 
 # ---------------------------------------------------------------- arrays
