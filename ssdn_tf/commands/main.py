@@ -12,6 +12,7 @@ import time
 from absl import flags
 
 from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.training import folder as runs
 from ssdn_tf.training import supervisor, tf_config
@@ -48,6 +49,7 @@ def export():
 def _export_flags(v):
     flags.DEFINE_string("run", None, "folder of a run (default: the newest)", flag_values=v)
     flags.DEFINE_string("official", None, "a published network file, instead of a run", flag_values=v)
+    cli.level_flags(v, " (that a published network was trained for, if its file does not say it)")
     flags.DEFINE_string("output", None, "folder for the versions of the model: 1, 2, ...", flag_values=v)
     flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
 
@@ -133,11 +135,15 @@ def export_main(v):
         raise UserError("expected --output=DIR, received none.")
     if v.run and v.official:
         raise UserError("--official: expected instead of --run, received both.")
-    from ssdn_tf.inference import predictor
+    from ssdn_tf.inference import predictor, published
     from ssdn_tf.serving import saved_model as serving
 
     if v.official:
         model = predictor.from_published(v.official)
+        levels = cli.level_from_flags(v, model.experiment.noise)
+        if levels:
+            with cli.errors_about(experiments.LEVEL_NAMES[model.experiment.noise]):
+                model.experiment = published.with_levels(model.experiment, *levels)
         print(model.source.details["licence"])
         details = model.source.details
     else:

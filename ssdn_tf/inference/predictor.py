@@ -220,17 +220,15 @@ def from_saved_model(path):
     return Predictor(served, Experiment(**card["experiment"]), Source("saved_model", folder, card))
 
 
-def from_published(path, levels=None):
+def from_published(path):
     """Predictor of a published network file. The weights are CC BY-NC 4.0, see `published.LICENCE`.
 
-    Args:
-        path: of the file.
-        levels: (low, high), the noise levels that the network was trained for, if the file does not say them.
+    The noise level of its experiment is unknown if the name of the file does not say it; see `published.with_levels`.
 
     Raises:
-        UserError: the file is not a published network, is damaged, or says other levels.
+        UserError: the file is not a published network, or is damaged.
     """
-    network = published.read(path, levels)
+    network = published.read(path)
     model = published.denoiser(network).inference
     details = {"published_network": network.name, "licence": published.LICENCE}
     return Predictor(_compiled(model), network.experiment, Source("published", pathlib.Path(path), details))

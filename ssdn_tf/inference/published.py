@@ -12,7 +12,7 @@ checks the records and makes the arrays. The state of the network has these entr
 
 The network's own name is "net" in all files, so the noise level, on which no weight depends, is in the name of the
 file alone: network-00013-gauss25-n2c.pickle. If that does not spell one of the 46 published configurations, or spells
-one that contradicts the state, the level is unknown, unless the caller says it.
+one that contradicts the state, the level is unknown, unless the user says it (`with_levels`).
 """
 
 import contextlib
@@ -59,22 +59,17 @@ class PublishedNetwork:
         return self.path.stem
 
 
-def read(path, levels=None):
+def read(path):
     """Reads a published file. `denoiser` then compares its weights with those that the network has.
-
-    Args:
-        path: of the file.
-        levels: (low, high), the noise levels that the network was trained for, if the file does not say them.
 
     Returns:
         PublishedNetwork.
 
     Raises:
-        UserError: the file cannot be read, is not a published network, is damaged, or contradicts itself or `levels`.
+        UserError: the file cannot be read, is not a published network, is damaged, or contradicts itself.
     """
     try:
-        network = _interpret(pickles.load(path), pathlib.Path(path))
-        return dataclasses.replace(network, experiment=_with_levels(network.experiment, levels))
+        return _interpret(pickles.load(path), pathlib.Path(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -116,6 +111,18 @@ def published_name(path):
         return variable
     prefix = f"{_ESTIMATOR}/" if _ESTIMATOR in networks else ""
     return prefix + layer + {"kernel": "/W", "bias": "/b"}[variable]
+
+
+def with_levels(experiment, low, high):
+    """The experiment of a published network, with the levels that the user says it was trained for.
+
+    Raises:
+        ValueError: the file says other levels.
+    """
+    known = experiment.low is not None
+    if known and (experiment.low, experiment.high) != (low, high):
+        raise ValueError(f"expected the noise level of {experiment.name}, or none, received another.")
+    return dataclasses.replace(experiment, low=low, high=high)
 
 
 def _interpret(network, path):
@@ -228,13 +235,3 @@ def _flag(options, name, default):
 def _named(file_name):
     """The published Experiment that a name such as network-00013-gauss25-n2c spells, or None."""
     return experiments.PUBLISHED.get(re.sub("^network-([0-9]+|final)-", "", file_name))
-
-
-def _with_levels(experiment, levels):
-    """The experiment with the levels that the caller says, if any."""
-    if levels is None:
-        return experiment
-    low, high = levels
-    if experiment.low is not None and (experiment.low, experiment.high) != (low, high):
-        raise UserError(f"expected no noise level, or that of {experiment.name}, received {low:g} to {high:g}.")
-    return dataclasses.replace(experiment, low=low, high=high)

@@ -200,7 +200,6 @@ def test_a_published_file(tmp_path):
     assert loaded.denoise(picture(20, 33)).denoised.shape == (20, 33, 3)
     snapshot = test_published.write(tmp_path, state, "network-00010000.pickle")
     assert predictor.load(snapshot).experiment.low is None
-    assert predictor.from_published(snapshot, (25.0, 25.0)).experiment.name == name
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path):

@@ -201,13 +201,11 @@ def test_without_a_published_file_name_the_level_is_unknown(tmp_path, file):
         assert network.experiment.name == f"{kind.rstrip('0123456789_')}-{rest}"
 
 
-def test_the_caller_says_an_unknown_level_and_cannot_change_a_known_one(tmp_path):
-    path = write(tmp_path, small_state(), "network-00010000.pickle")
-    assert published.read(path, (25.0, 25.0)).experiment.name == KNOWN.name
-    path = write(tmp_path, small_state(), f"network-00013-{KNOWN.name}.pickle")
-    assert published.read(path, (25.0, 25.0)).experiment.name == KNOWN.name
-    with pytest.raises(UserError, match=f"expected no noise level, or that of {KNOWN.name}, received 5 to 50"):
-        published.read(path, (5.0, 50.0))
+def test_the_user_says_an_unknown_level_and_cannot_change_a_known_one():
+    assert published.with_levels(without_level(KNOWN), 25.0, 25.0) == KNOWN
+    assert published.with_levels(KNOWN, 25.0, 25.0) == KNOWN
+    with pytest.raises(ValueError, match=f"expected the noise level of {KNOWN.name}, or none, received another"):
+        published.with_levels(KNOWN, 5.0, 50.0)
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)

@@ -18,7 +18,7 @@ from ssdn_tf.commands import cli, main, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints
+from ssdn_tf.inference import checkpoints, predictor
 from ssdn_tf.training import folder as runs
 from ssdn_tf.training import run as training
 from ssdn_tf.training.reports import History
@@ -166,7 +166,7 @@ def test_a_run_is_read_but_not_trained_while_it_is_trained(pictures, tmp_path):
     with pytest.raises(UserError, match=f"expected a run that nobody is training.*process {os.getpid()} on"):
         training.Run(options(pictures), run.run_dir, report_images=4)
     assert {path.name: path.read_bytes() for path in run.run_dir.iterdir()} == before
-    assert training.load_inference(run.run_dir)[2]["step"] == 0
+    assert predictor.from_run(run.run_dir).source.details["position"]["step"] == 0
     assert run.fit()  # which frees it
     training.Run(options(pictures), run.run_dir, report_images=4).lock.close()
 
@@ -303,9 +303,10 @@ def test_a_finished_run_has_nothing_left_to_train(pictures, uninterrupted):
 
 def test_inference_loads_the_weights_of_the_run(uninterrupted):
     _, expected, run = uninterrupted
-    loaded, model, position = training.load_inference(run.run_dir)
-    assert loaded == run.options and position["step"] == STEPS
-    for variable in model.variables:
+    loaded = predictor.from_run(run.run_dir)
+    assert loaded.experiment.name == run.options.experiment.name
+    assert loaded.source.details["position"]["step"] == STEPS
+    for variable in loaded.model.variables:
         assert np.array_equal(np.asarray(variable), expected[variable.path])
 
 
