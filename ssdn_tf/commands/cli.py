@@ -80,7 +80,8 @@ def _help(values):
         lines.append(f"{title}:")
         for flag in members:
             name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
-            default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+            value = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+            default = "" if value in (None, False) else f" (default: {value})"
             text = f"{name}: {' '.join(flag.help.split())}{default}"
             lines.append(flags.text_wrap(text, length=110, indent=6 * " ", firstline_indent="  "))
         lines.append("")
