@@ -1,6 +1,6 @@
-"""Denoises a picture: `python denoise.py --help`. Everything is in ssdn_tf.commands.main."""
+"""Denoises a picture: `python denoise.py --help`. Everything is in ssdn_tf.commands.denoise."""
 
-from ssdn_tf.commands import main
+from ssdn_tf.commands import denoise
 
 if __name__ == "__main__":
-    main.denoise()
+    denoise.denoise()

@@ -1,6 +1,6 @@
-"""Measures a denoiser on the paper's sets: `python evaluate.py --help`. Everything is in ssdn_tf.commands.main."""
+"""Measures a denoiser on the paper's sets: `python evaluate.py --help`. Everything is in ssdn_tf.commands.evaluate."""
 
-from ssdn_tf.commands import main
+from ssdn_tf.commands import evaluate
 
 if __name__ == "__main__":
-    main.evaluate()
+    evaluate.evaluate()

@@ -1,4 +1,4 @@
-"""Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands.main."""
+"""Trains a denoiser: `python train.py --help`. Everything is in ssdn_tf.commands.train."""
 
 from ssdn_tf.commands.train import train
 

@@ -236,10 +236,9 @@ def main():
     arguments = parser.parse_args()
     if arguments.case:
         name, precision, batch, toy = json.loads(arguments.case)
-        from ssdn_tf.commands import cli
-
-        cli.load_keras()
         import keras
+
+        from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
 
         result = case(name, precision, batch, TOY if toy else FULL)
         print("RESULT " + json.dumps(result | {"device": device()[0], "backend": keras.backend.backend()}), flush=True)

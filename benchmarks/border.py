@@ -52,7 +52,7 @@ def rows_of(model, experiment, file, missing):
     }
     found = {}
     for name, padded in inputs.items():
-        denoised = protocol.denoise(model, padded, parameter, (height, width))["denoised"]
+        denoised = model.denoise(padded, parameter).denoised[:height, :width]
         part = clean[:height, :width]
         found[name] = [band_psnr(denoised, part, edges) for edges in ("far", "near")]
     return found
@@ -60,19 +60,19 @@ def rows_of(model, experiment, file, missing):
 
 def main():
     from ssdn_tf.data import images
-    from ssdn_tf.training import run
+    from ssdn_tf.inference import predictor
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--pictures", type=int, default=6)
     arguments = parser.parse_args()
-    options, model, _ = run.load_inference(arguments.model)
+    model = predictor.from_run(arguments.model)
     files = [f for f in images.find(arguments.dataset) if not any(side % 32 for side in images.size(f))]
-    print(f"{options.experiment.name}, {min(len(files), arguments.pictures)} pictures, band of {BAND} pixels, dB\n")
+    print(f"{model.experiment.name}, {min(len(files), arguments.pictures)} pictures, band of {BAND} pixels, dB\n")
     print("| rows and columns taken away | beyond the edge | band there | band at the other edges |\n|---|---|---|---|")
     for missing in (1, 16, 31):
-        found = [rows_of(model, options.experiment, f, missing) for f in files[: arguments.pictures]]
+        found = [rows_of(model, model.experiment, f, missing) for f in files[: arguments.pictures]]
         for name in found[0]:
             far, near = np.mean([row[name] for row in found], axis=0)
             print(f"| {missing} | {name} | {far:.2f} | {near:.2f} |", flush=True)

@@ -76,10 +76,9 @@ def measure(run, network, algebra, level):
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    from ssdn_tf.commands import cli
-
-    cli.load_keras()
     import numpy as np
+
+    from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
 
     print("| sigma | network | algebra | loss | gradient | angle | posterior |\n|---|---|---|---|---|---|---|")
     for level in LEVELS:

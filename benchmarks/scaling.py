@@ -39,11 +39,9 @@ def train(core=None, batch=4, devices=1, ports=None, worker=None):
     if worker is not None:
         cluster = {"worker": [f"localhost:{port}" for port in ports]}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": worker}})
-    from ssdn_tf.commands import cli
-
-    cli.load_keras()
     import keras
 
+    from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
     from ssdn_tf.data import batches
     from ssdn_tf.data import samples as data
     from ssdn_tf.denoisers import experiments, models

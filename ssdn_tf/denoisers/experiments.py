@@ -16,7 +16,7 @@ class Experiment:
 
     noise: gaussian, poisson or impulse.
     low, high: range of the noise level, drawn uniformly for each picture (equal: fixed),
-        as a level of `noise.levels`: sigma 25 (of 255), lam 30 photons, alpha 0.5.
+        as a level of `noise.levels`: sigma 25 (of 255), lam 30 photons, alpha 0.5. Both None: unknown.
     pipeline: blindspot (ours), mean (blind spot, squared error, the network's mean is the
         answer), n2c (noisy to clean), n2n (noisy to another noisy).
     parameter_source: known, global or per_image; None for pipelines without a likelihood.
@@ -28,8 +28,8 @@ class Experiment:
     """
 
     noise: str = "gaussian"
-    low: float = 25.0
-    high: float = 25.0
+    low: float | None = 25.0
+    high: float | None = 25.0
     pipeline: str = "blindspot"
     parameter_source: str | None = "known"
     diagonal: bool = False

@@ -1,4 +1,4 @@
-"""Denoisers of others, to compare with."""
+"""Other denoisers, to compare with."""
 
 import numpy as np
 
@@ -15,17 +15,17 @@ def cbm3d(noisy, sigma):
     grouping constraint in luminance-chrominance space, ICIP 2007.
 
     Args:
-        noisy: float32 [H,W,3] or [H,W,1], in [0, 1] plus noise that is independent from pixel to
-            pixel and from channel to channel; not clipped. Any H, W >= 1.
+        noisy: float32 [H,W,3] or [H,W,1], in [0, 1] plus noise that is independent between pixels and
+            between channels; not clipped. Any H, W >= 1.
         sigma: standard deviation of the noise, in the same unit; 25 means 25/255.
 
     Returns:
         float32, the shape of `noisy`, not clipped.
 
     Raises:
-        UserError: `bm3d` is not installed (its licence is for non-commercial use only), or it cannot
-            work with the picture: not finite, or channels without noise of their own.
-        ValueError: the shape is none of the above.
+        UserError: `bm3d` is not installed (its licence is for non-commercial use only), or it cannot denoise the
+            picture: values that are not finite, or a channel without noise.
+        ValueError: another shape.
     """
     if noisy.ndim != 3 or noisy.shape[-1] not in (1, 3) or not noisy.size:
         raise ValueError(f"noisy must be [H, W, 1 or 3]. Received: noisy.shape={noisy.shape}")
@@ -40,7 +40,7 @@ def cbm3d(noisy, sigma):
         else:
             denoised = bm3d.bm3d(padded[..., 0], float(sigma))[..., None]
     if not np.isfinite(denoised).all():
-        raise UserError("CBM3D: expected finite pixels with noise in each channel, received others.")
+        raise UserError("CBM3D: expected finite pixels with noise in each channel, received a picture without.")
     return denoised[:height, :width].astype(np.float32)
 
 
@@ -54,7 +54,7 @@ def package():
         import bm3d
     except ImportError as error:
         raise UserError(
-            'CBM3D: expected the package bm3d (pip install "ssdn_tf[bm3d]"; its licence is for '
-            f"non-commercial use only), received '{error}'."
+            'CBM3D needs the package bm3d (pip install "ssdn_tf[bm3d]"; its licence is for non-commercial use only), '
+            f"which cannot be imported ({error})."
         ) from error
     return bm3d

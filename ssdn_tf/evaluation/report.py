@@ -1,4 +1,4 @@
-"""What a person looks at: a Markdown table, results.json, and strips of pictures."""
+"""Results for people to read: a Markdown table, results.json, and strips of pictures."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ssdn_tf.data import images
 from ssdn_tf.denoisers.experiments import PUBLISHED_PSNR, Experiment, unchecked
+from ssdn_tf.noise.levels import LEVELS
 
 _SIDE = 320  # of a picture in a strip, cut from the middle
 _AVERAGED = ("psnr_noisy", "psnr_mu_x", "psnr", "ssim", "inside_1_std", "inside_2_std", "estimated_level")
@@ -18,37 +19,53 @@ _STD_WHITE = 0.1  # prior std that is shown as white
 def statistics(rows):
     """Means over pictures and repeats, and standard errors of the mean PSNR.
 
-    standard_error_images: over pictures (how another set of pictures would differ).
-    standard_error_noise: over noise draws on these pictures; None with one repeat.
+    The PSNR of a picture that equals the clean one in all its 8-bit values is infinite. Such rows are left out of the
+    means and the standard errors, and counted.
+
+    Args:
+        rows: dicts with "image", "psnr" and other numbers, see `protocol.scores`.
+
+    Returns:
+        dict: the mean of each number, None if no row has a finite one;
+        infinite: {name: how many rows are left out of its mean}, only the names that have some;
+        standard_error_images: over pictures (how another set of pictures would differ), None for one picture;
+        standard_error_noise: over the noise draws on these pictures, None for one repeat.
     """
-    keys = [key for key in _AVERAGED if key in rows[0]]
-    result = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-    names = sorted({row["image"] for row in rows})
-    groups = [[row["psnr"] for row in rows if row["image"] == name] for name in names]
-    means = [np.mean(group) for group in groups]
+    values = {key: [row[key] for row in rows if key in row] for key in _AVERAGED}
+    infinite = {key: sum(map(math.isinf, column)) for key, column in values.items()}
+    result = {key: _mean([v for v in column if not math.isinf(v)]) for key, column in values.items() if column}
+    result["infinite"] = {key: count for key, count in infinite.items() if count}
+    groups = {}
+    for row in rows:
+        if not math.isinf(row["psnr"]):
+            groups.setdefault(row["image"], []).append(row["psnr"])
+    means = [np.mean(group) for group in groups.values()]
     over_images = float(np.std(means, ddof=1) / math.sqrt(len(means))) if len(means) > 1 else None
     over_noise = None
-    if min(map(len, groups)) > 1:
-        variance = [np.var(group, ddof=1) / len(group) for group in groups]
+    if min(map(len, groups.values()), default=0) > 1:
+        variance = [np.var(group, ddof=1) / len(group) for group in groups.values()]
         over_noise = float(math.sqrt(np.sum(variance)) / len(groups))
     return result | {"standard_error_images": over_images, "standard_error_noise": over_noise}
 
 
+def _mean(values):
+    return float(np.mean(values)) if values else None
+
+
 def table(results):
-    """Markdown table of `evaluation.evaluate` results, with the paper's PSNR where it has one."""
-    head = (
-        "| denoiser | set | pictures x draws | noisy | mu_x | PSNR (dB) | s.e. pictures | s.e. noise | SSIM | paper |"
+    """Markdown table of `protocol.evaluate` results, with the paper's PSNR for the protocols that it has."""
+    titles = (
+        *("denoiser", "set", "noise", "pictures x draws", "noisy", "mu_x"),
+        *("PSNR (dB)", "s.e. pictures", "s.e. noise", "SSIM", "paper"),
     )
-    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
-    remark = False
+    lines = [_line(titles), "|---" * len(titles) + "|"]
     for r in results:
-        row = _published_name(r)
+        row = paper_row(r)
         paper = PUBLISHED_PSNR.get(row, {}).get(r["dataset"])
-        star = "*" if paper and unchecked(row) else ""
-        remark = remark or bool(star)
         cells = [
             r["name"],
             r["dataset"],
+            _noise(r),
             f"{r['images']} x {r['repeats']}",
             _number(r["psnr_noisy"]),
             _number(r.get("psnr_mu_x")),
@@ -56,23 +73,52 @@ def table(results):
             _number(r["standard_error_images"]),
             _number(r["standard_error_noise"], 3),
             _number(r["ssim"], 3),
-            _number(paper) + star,
+            _number(paper) + ("*" if paper and unchecked(row) else ""),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    if remark:
+        lines.append(_line(cells))
+    if any(line.endswith("* |") for line in lines):
         lines += ["", "\\* not checked against the paper's text."]
-    for r in results:
-        if "inside_1_std" in r:
-            inside = f"{r['inside_1_std']:.1%} and {r['inside_2_std']:.1%} of the clean values lie"
-            lines += ["", f"{r['name']}, {r['dataset']}: {inside} within 1 and 2 posterior std."]
-    return "\n".join(lines)
+    return "\n".join(lines + [remark for r in results for remark in _remarks(r)])
 
 
-def _published_name(result):
-    """Key into PUBLISHED_PSNR: the paper's row for these noise levels."""
-    experiment = Experiment(**result["experiment"])
+def _line(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def _remarks(result):
+    """Lines below the table about one of its rows."""
+    name = f"{result['name']}, {result['dataset']}"
+    if result.get("inside_1_std") is not None:
+        inside = f"{result['inside_1_std']:.1%} and {result['inside_2_std']:.1%} of the clean values lie"
+        yield from ("", f"{name}: {inside} within 1 and 2 posterior std.")
+    for key, count in result.get("infinite", {}).items():
+        yield from ("", f"{name}: the mean {key} leaves out {count} infinite values (8-bit pictures without error).")
+
+
+def _tested(result):
+    """What a model was tested on. Results written before this was stored have it in the experiment."""
+    return result.get("tested") or result["experiment"]
+
+
+def _noise(result):
+    tested = _tested(result)
+    low, high = tested["low"], tested["high"]
+    return f"{LEVELS[tested['noise']].name} {low:g}" + ("" if low == high else f" to {high:g}")
+
+
+def paper_row(result):
+    """Key into PUBLISHED_PSNR: the row of the paper with this method and the noise of this test.
+
+    None if there is no such row: the paper tests each network with the levels that it was trained for.
+    """
+    tested = {key: _tested(result)[key] for key in ("noise", "low", "high", "channels")}
     if result["name"] == "cbm3d":
-        return experiment.name.split("-")[0] + "-cbm3d"
+        return Experiment(**tested).name.replace("blindspot-sigma_known", "cbm3d")
+    if not result["experiment"]:
+        return None
+    experiment = Experiment(**result["experiment"])
+    if dataclasses.replace(experiment, **tested) != experiment:
+        return None
     return dataclasses.replace(experiment, likelihood="moments").name
 
 
@@ -81,26 +127,34 @@ def _number(value, digits=2):
 
 
 def write_json(path, value):
-    """Writes JSON, whole or not at all."""
-    text = json.dumps(value, indent=1) + "\n"
+    """Writes strict JSON, whole or not at all. Infinity and NaN, which JSON does not have, become null."""
+    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
     images.write_whole(path, lambda file: file.write(text.encode()))
 
 
-def strip(case, result, row):
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strip(case, prediction, row):
     """uint8 [H,W,3]: noisy | mu_x | posterior mean | clean | prior std, labelled with dB.
 
     Args:
-        case: evaluation.Corrupted.
-        result: outputs of the denoiser, [H,W,C] each.
-        row: its scores.
+        case: protocol.Corrupted.
+        prediction: Prediction.
+        row: its scores, see `protocol.scores`.
     """
-    answer = "posterior mean" if "mu_x" in result else "denoised"
+    answer = "denoised" if prediction.mu_x is None else "posterior mean"
     panels = [("noisy", row["psnr_noisy"], case.noisy)]
-    if "mu_x" in result:
-        panels.append(("mu_x", row["psnr_mu_x"], result["mu_x"]))
-    panels += [(answer, row["psnr"], result["denoised"]), ("clean", None, case.clean)]
-    if "prior_std" in result:
-        std = result["prior_std"].mean(axis=-1, keepdims=True) / _STD_WHITE
+    if prediction.mu_x is not None:
+        panels.append(("mu_x", row["psnr_mu_x"], prediction.mu_x))
+    panels += [(answer, row["psnr"], prediction.denoised), ("clean", None, case.clean)]
+    if prediction.prior_std is not None:
+        std = prediction.prior_std.mean(axis=-1, keepdims=True) / _STD_WHITE
         panels.append((f"prior std (white: {_STD_WHITE:g})", None, std))
     return np.concatenate([_panel(*panel) for panel in panels], axis=1)
 

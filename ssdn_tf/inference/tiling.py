@@ -6,18 +6,17 @@ One dimension, a picture of length 10 on a grid of 2, tiles of side 6 with a hal
     tile 0     K K K K K h              reads from 0, keeps 0..4, writes at 0
     tile 1             h K K K K K      reads from 4, keeps 1..5, writes at 5
 
-Two things decide whether the stitched result is that of the whole picture:
+The stitched result is that of the whole picture under two conditions:
 
-- The network pools by two five times, so what it does at a pixel depends on the pixel's position
-  modulo 32. All tiles therefore start on that grid and have sides that are multiples of it. The
-  picture is filled with zeros at bottom and right up to the grid, as the served model does it with
-  the whole picture, and the last tile ends there; it overlaps its neighbour by more than the others.
-- An output depends on pixels at most 315 rows and columns away (157 without a blind spot), so what
-  is kept must lie that far inside the tile, except where the tile ends with the picture. The default
-  halo of 320 is that, rounded up to the grid; test_tiling.py measures it.
+- The paper's network pools by two five times, so its output at a pixel depends on the position of the pixel modulo
+  32, its grid. All tiles start on the grid, and their sides are multiples of it. The last tile ends at the next
+  multiple beyond the picture, and overlaps its neighbour by more than the others.
+- An output depends on pixels at most 315 rows and columns away (157 without a blind spot). What is kept must be that
+  far from the borders of the tile, except where the border is the picture's. The default halo of 320 is 315 rounded
+  up to the grid.
 
-A model that estimates the noise level of each picture sees a tile as a picture of its own: its
-level, and so its result, then differs from tile to tile.
+A model that estimates the noise level of each picture takes a tile for a picture, so the level differs from tile to
+tile, unless the caller gives all tiles the same one.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ import itertools
 
 import numpy as np
 
-GRID = 32  # that of networks.GRID, which this module must not import
+GRID = 32  # of the paper's network, and its halo with a blind spot
 HALO = 320
 
 
@@ -33,7 +32,7 @@ HALO = 320
 class Span:
     """One dimension of a tile.
 
-    read: first pixel of the tile in the filled-up picture.
+    read: first pixel of the tile in the picture.
     side: of the tile.
     keep: first kept pixel, counted in the tile.
     write: first pixel that is written in the picture.
@@ -71,18 +70,19 @@ class Tile:
         """(height, width)"""
         return self.rows.side, self.columns.side
 
-    def cut(self, filled):
-        """The tile [*size, C] of a picture that `fill` has filled up."""
-        return filled[self.rows.source, self.columns.source]
+    def cut(self, picture):
+        """The tile [h,w,C] of a picture. It has the size of the tile, or less where the picture ends earlier."""
+        return picture[self.rows.source, self.columns.source]
 
     def place(self, part, picture):
-        """Writes what is kept of `part` [*size, C] into `picture` [H,W,C].
+        """Writes what is kept of `part`, which has the size of the tile or of its `cut`, into `picture` [H,W,C].
 
         Raises:
             ValueError: the part has another size.
         """
-        if part.shape[:2] != self.size:
-            raise ValueError(f"expected a part of {self.size[0]}x{self.size[1]}. Received: shape={part.shape}")
+        sizes = self.size, self.cut(picture).shape[:2]
+        if part.shape[:2] not in sizes:
+            raise ValueError(f"expected a part of {self.size[0]}x{self.size[1]}, received the shape {part.shape}.")
         picture[self.rows.target, self.columns.target] = part[self.rows.kept, self.columns.kept]
 
 
@@ -91,25 +91,22 @@ def spans(length, side, halo=HALO, grid=GRID):
 
     Args:
         length: of the picture, at least 1.
-        side: of the tiles, a multiple of `grid`; a picture that fits in is one tile, no larger than needed.
-        halo: pixels at an inner border of a tile that are not kept, at least.
+        side: of the tiles, a multiple of `grid`. A picture that fits into one tile gets one no larger than needed.
+        halo: least number of pixels at an inner border of a tile that are not kept.
         grid: tiles start at its multiples.
 
     Raises:
-        ValueError: the side is off the grid, or leaves nothing beside two halos.
+        ValueError: the side is not a multiple of the grid, or has no room for two halos and something to keep.
     """
     if length < 1:
-        raise ValueError(f"expected at least one pixel. Received: length={length}")
-    if side < grid or side % grid:
-        raise ValueError(f"expected a tile side that is a multiple of {grid}. Received: side={side}")
+        raise ValueError(f"expected at least one pixel, received a length of {length}.")
     filled = to_grid(length, grid)
+    check_side(side, halo if filled > side else 0, grid)
     if filled <= side:
         return [Span(read=0, side=filled, keep=0, write=0, length=length)]
     step = (side - 2 * halo) // grid * grid
-    if halo < 0 or step < grid:
-        raise ValueError(f"expected a tile side of at least two halos and {grid}. Received: side={side}, halo={halo}")
     reads = [*range(0, filled - side, step), filled - side]
-    # Neighbours share what they both have: each keeps half, so that the surplus goes to both halos.
+    # Neighbours share their overlap: each keeps half, so both halos get the surplus.
     borders = [0, *((left + side + right) // 2 for left, right in itertools.pairwise(reads)), length]
     found = []
     for read, begin, end in zip(reads, borders, borders[1:]):
@@ -117,10 +114,17 @@ def spans(length, side, halo=HALO, grid=GRID):
     return found
 
 
+def check_side(side, halo=HALO, grid=GRID):
+    """Raises ValueError unless tiles of this side are on the grid and have room for two halos and something to keep."""
+    least = to_grid(2 * halo, grid) + grid
+    if halo < 0 or side < least or side % grid:
+        raise ValueError(f"expected a tile side that is a multiple of {grid} from {least} on, received {side}.")
+
+
 def tiles(height, width, side, halo=HALO, grid=GRID):
     """The tiles of a picture: a list of Tile of one size, row by row; see `spans`.
 
-    The size is `side` in a dimension that is cut, and the filled-up picture's in one that is not.
+    The size is `side` in a dimension that is cut, and that of the picture, up to the grid, in one that is not.
     """
     both = itertools.product(spans(height, side, halo, grid), spans(width, side, halo, grid))
     return [Tile(rows, columns) for rows, columns in both]
@@ -132,16 +136,16 @@ def to_grid(length, grid=GRID):
 
 
 def fill(image, grid=GRID):
-    """Fills [H,W,C] with zeros at bottom and right up to the grid."""
+    """Adds zeros to [H,W,C] at bottom and right, up to the grid."""
     missing = [to_grid(length, grid) - length for length in image.shape[:2]]
     return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)))
 
 
 def stitch(parts, height, width):
-    """Joins what came of the tiles.
+    """Joins the results of the tiles.
 
     Args:
-        parts: iterable of (Tile, array [h,w,C] of the tile's size), in any order, each tile of
+        parts: iterable of (Tile, array [h,w,C] of the size of the tile or of its `cut`), in any order, each tile of
             `tiles(height, width, ...)` once.
         height, width: of the picture.
 
@@ -149,7 +153,7 @@ def stitch(parts, height, width):
         [height, width, C], with the dtype of the first part.
 
     Raises:
-        ValueError: a part has another size than its tile.
+        ValueError: a part has neither size.
     """
     picture = None
     for tile, part in parts:

@@ -112,7 +112,9 @@ class Level:
         return f"{low:g}" if low == high else f"{low:g},{high:g}"
 
     def label(self, low, high):
-        """Noise and level as run names have them: gauss25, gauss5_50, impulse0_100 (percent)."""
+        """Noise and level as run names have them: gauss25, gauss5_50, impulse0_100 (percent); unknown levels: gauss."""
+        if low is None:
+            return self.short
         numbers = [f"{round(self.label_scale * level, 6):g}" for level in ((low,) if low == high else (low, high))]
         return self.short + "_".join(numbers)
 

@@ -1,4 +1,4 @@
-"""SavedModels with the posterior inside: how they are made, and how they are loaded again.
+"""SavedModels with the posterior inside: how they are made. `inference.saved_models` loads them.
 
     signature         inputs                                    outputs
     serving_default   noisy [N,H,W,C] (, noise_parameter [N])   denoised [N,H,W,C]
@@ -16,7 +16,6 @@ that make no sense (a level out of range, NaN, an empty batch) are refused in th
 that every client gets the same answer. TensorFlow is imported when a function is called.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -27,11 +26,10 @@ import keras
 import numpy as np
 
 import ssdn_tf
-from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference.saved_models import CARD
 from ssdn_tf.noise.levels import LEVELS
 
-CARD = "assets.extra/model_card.json"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _WARM_UP_SIDE = 64
 
@@ -160,7 +158,7 @@ def model_card(experiment, **more):
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),
-        "noise": {"kind": experiment.noise, level.name: number, "unit": level.unit},
+        "noise": {"kind": experiment.noise, "unit": level.unit} | stated,
         "parameter_source": experiment.parameter_source,
         "channels": experiment.channels,
         "package": f"ssdn_tf {ssdn_tf.__version__}",
@@ -244,7 +242,8 @@ def _write_warm_up(experiment, signatures, path):
     from ssdn_tf.serving import messages
 
     pixels = np.full((_WARM_UP_SIDE, _WARM_UP_SIDE, experiment.channels), 128, np.uint8)
-    level = np.array([experiment.parameter(experiment.high)], np.float32)
+    # 1 is legal for every noise model; a published network may not say its level.
+    level = np.array([1.0 if experiment.high is None else experiment.parameter(experiment.high)], np.float32)
     noisy = images.to_float(pixels)[None]
     png = {8: images.encode_png(pixels), 16: images.encode_png(pixels.astype(np.uint16) * 257)}
     with tf.io.TFRecordWriter(str(path)) as writer:
@@ -253,57 +252,3 @@ def _write_warm_up(experiment, signatures, path):
             values["image_bytes"] = np.array([png[16 if name.endswith("16") else 8]], object)
             inputs = {spec.name: values[spec.name] for spec in specs}
             writer.write(messages.warm_up_record(inputs, name))
-
-
-# ---------------------------------------------------------------- reading
-
-
-def find(path):
-    """The SavedModel at `path` or, where `path` holds versions, the newest; None: there is none."""
-    path = pathlib.Path(path)
-    if (path / "saved_model.pb").exists():
-        return path
-    versions = [p for p in path.glob("[0-9]*") if p.name.isdigit() and (p / "saved_model.pb").exists()]
-    return max(versions, key=lambda p: int(p.name), default=None)
-
-
-@dataclasses.dataclass
-class Served:
-    """A loaded SavedModel that is called like an inference model of Keras.
-
-    input: names of its inputs.
-    """
-
-    module: object
-    input: tuple
-
-    def predict_on_batch(self, inputs):
-        import tensorflow as tf
-
-        signatures = self.module.signatures
-        function = signatures["posterior" if "posterior" in signatures else "serving_default"]
-        tensors = {name: tf.constant(inputs[name], tf.float32) for name in self.input}
-        if "noise_parameter" in tensors:
-            tensors["noise_parameter"] = tf.reshape(tensors["noise_parameter"], [-1])
-        return {name: value.numpy() for name, value in function(**tensors).items()}
-
-
-def load(path):
-    """(Experiment, Served) of a SavedModel that `export` wrote.
-
-    Raises:
-        UserError: it is none, or damaged.
-    """
-    import tensorflow as tf
-
-    path = pathlib.Path(path)
-    try:
-        card = json.loads((path / CARD).read_text())
-        experiment = Experiment(**card["experiment"])
-        module = tf.saved_model.load(str(path))
-        inputs = tuple(module.signatures["serving_default"].structured_input_signature[1])
-    except (OSError, ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-        raise UserError(
-            f"expected a SavedModel written by export/savedmodel.py, received '{path}', which cannot be read ({error})."
-        ) from error
-    return experiment, Served(module, inputs)

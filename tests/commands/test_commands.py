@@ -1,6 +1,5 @@
 """The command line as a user meets it: exit codes, one sentence on stderr, nothing written on errors."""
 
-import json
 import re
 import subprocess
 import sys
@@ -12,8 +11,6 @@ from PIL import Image
 from ssdn_tf.commands import cli, train_flags
 from ssdn_tf.commands import main as commands
 from ssdn_tf.errors import UserError
-from ssdn_tf.evaluation import protocol
-from ssdn_tf.training import folder as runs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,9 +25,7 @@ def eager():
 
 def call(main, *arguments):
     """Exit code of a command in this process."""
-    define = {commands.train_main: train_flags.define, commands.evaluate_main: commands._evaluate_flags}
-    needs_flags = main is commands.train_main
-    return cli.execute(main, define.get(main, commands._denoise_flags), "TEXT", ["x.py", *arguments], needs_flags)
+    return cli.execute(main, train_flags.define, "TEXT", ["x.py", *arguments], needs_flags=True)
 
 
 def options(*arguments):
@@ -47,14 +42,6 @@ def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     for i in range(3):
         Image.fromarray(np.full((40, 48, 3), 40 * i + 60, np.uint8)).save(folder / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run_dir(pictures, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    flags = [f"--train_data={pictures}", f"--run_dir={folder}", "--width=2", "--crop=32", "--batch_size=1"]
-    assert call(commands.train_main, "--noise=gaussian", "--sigma=5,50", "--train_images=2", *flags) == 0
     return folder
 
 
@@ -98,7 +85,7 @@ WRONG = {
     "--train_data=/nowhere": "expected a folder with pictures, received '/nowhere'",
     "--train_data=tfds:mnist": "tfds",
     "--warm_start=/nowhere": "expected the folder of a run, received '/nowhere'",
-    "--validation=kodak": "--data_dir",
+    "--validation=kodak": "expected a data_dir with the folder 'kodak'",
     "gaussian": "expected flags .--name=value., received 'gaussian'",
 }
 
@@ -170,77 +157,3 @@ def test_a_long_training_names_the_quick_preset(pictures, tmp_path, capsys, monk
     monkeypatch.setattr(run, "Run", lambda *a, **k: (_ for _ in ()).throw(UserError("enough")))
     call(commands.train_main, "--noise=gaussian", f"--train_data={pictures}", f"--runs={tmp_path}")
     assert "more than a day; --preset=quick" in capsys.readouterr().out
-
-
-def test_evaluate_leaves_a_table_results_and_pictures(run_dir, pictures, tmp_path, capsys):
-    out = tmp_path / "out"
-    flags = [f"--model={run_dir}", f"--dataset={pictures}", "--repeats=2", f"--output={out}"]
-    assert call(commands.evaluate_main, *flags) == 0
-    text = capsys.readouterr().out
-    assert "| denoiser | set |" in text and "gauss5_50-blindspot-sigma_known" in text
-    results = json.loads((out / "results.json").read_text())["results"][0]
-    assert len(results["rows"]) == 6 and results["standard_error_noise"] > 0
-    assert results["psnr"] == pytest.approx(np.mean([row["psnr"] for row in results["rows"]]))
-    assert len({row["level"] for row in results["rows"]}) == 6  # drawn anew for each
-    pictures_left = sorted(out.glob("*.png"))
-    assert len(pictures_left) == 2
-    with Image.open(pictures_left[0]) as strip:
-        assert strip.size == (5 * (48 + 4), 40 + 24)
-
-
-def test_the_noise_of_a_picture_depends_on_seed_set_name_and_repeat_only():
-    draws = {key: protocol.rng(*key).random() for key in
-             [(1, "kodak", "a.png", 0), (2, "kodak", "a.png", 0), (1, "set14", "a.png", 0),
-              (1, "kodak", "b.png", 0), (1, "kodak", "a.png", 1)]}  # fmt: skip
-    assert len(set(draws.values())) == 5
-    assert protocol.rng(1, "kodak", "a.png", 0).random() == draws[1, "kodak", "a.png", 0]
-
-
-def test_evaluate_refuses_what_it_cannot_do(run_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
-    for flags, words in {
-        ("--dataset=kodak",): "--data_dir",
-        ("--dataset=kodak", f"--data_dir={tmp_path}"): "expected \\*.png in",
-        ("--dataset=nothing",): "expected one of kodak, bsd300, set14, sample or a folder",
-        ("--alpha=0.5",): "--alpha: expected --sigma",
-    }.items():
-        assert call(commands.evaluate_main, f"--model={run_dir}", *flags) == 1
-        assert re.search(words, capsys.readouterr().err)
-    assert call(commands.evaluate_main, f"--runs={tmp_path}") == 1
-    assert "train first" in capsys.readouterr().err
-    assert call(commands.evaluate_main, f"--model={tmp_path}") == 1
-    assert "expected the folder of a run" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 32)])
-def test_denoise_takes_any_size(run_dir, size, tmp_path):
-    source, target = tmp_path / "in.png", tmp_path / "out.png"
-    Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(source)
-    assert (
-        call(commands.denoise_main, f"--model={run_dir}", "--sigma=25", f"--input={source}", f"--output={target}") == 0
-    )
-    with Image.open(target) as image:
-        assert (image.height, image.width) == size and image.mode == "RGB"
-
-
-def test_denoise_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
-    source = tmp_path / "in.png"
-    Image.fromarray(np.full((32, 32, 3), 120, np.uint8)).save(source)
-    before = source.read_bytes()
-    for flags, words in {
-        (f"--input={source}", f"--output={source}", "--sigma=25"): "expected another file than --input",
-        (f"--input={source}",): "expected --output=FILE",
-        (f"--input={source}", f"--output={tmp_path / 'x.doc'}", "--sigma=25"): "expected a name ending in",
-        (f"--input={tmp_path / 'no.png'}", f"--output={tmp_path / 'x.png'}"): "cannot be read",
-        (f"--input={source}", f"--output={tmp_path / 'x.png'}"): "expected --sigma between 5 and 50",
-        (f"--input={source}", f"--output={tmp_path / 'x.png'}", "--tile=640"): "from 672 on, received 640",
-    }.items():
-        assert call(commands.denoise_main, f"--model={run_dir}", *flags) == 1
-        assert words in capsys.readouterr().err
-    assert source.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_newest_run_is_the_default(run_dir, pictures, tmp_path, capsys):
-    assert runs.newest_run(run_dir.parent) == run_dir
-    flags = [f"--runs={run_dir.parent}", f"--dataset={pictures}", f"--output={tmp_path}", "--pictures=0"]
-    assert call(commands.evaluate_main, *flags) == 0

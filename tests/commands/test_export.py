@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 import support
-import test_official
+import test_published
 
-from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.commands import cli, denoise, evaluate, train_flags
 from ssdn_tf.commands import main as commands
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
@@ -21,8 +21,8 @@ from ssdn_tf.serving import saved_model as serving
 ROOT = pathlib.Path(commands.__file__).resolve().parents[2]
 DEFINE = {
     commands.train_main: train_flags.define,
-    commands.evaluate_main: commands._evaluate_flags,
-    commands.denoise_main: commands._denoise_flags,
+    evaluate.main: evaluate.define,
+    denoise.main: denoise.define,
     commands.export_main: commands._export_flags,
 }
 
@@ -69,7 +69,7 @@ def test_evaluate_gives_the_table_of_the_run(run_dir, saved_model, pictures, tmp
     found = []
     for name, model in (("run", run_dir), ("saved", saved_model if versions else saved_model / "1")):
         flags = [f"--model={model}", f"--dataset={pictures}", "--repeats=2", f"--output={tmp_path / name}"]
-        assert call(commands.evaluate_main, *flags) == 0
+        assert call(evaluate.main, *flags) == 0
         found.append(json.loads((tmp_path / name / "results.json").read_text())["results"][0])
     one, other = found
     assert one["name"] == other["name"] and len(one["rows"]) == len(other["rows"]) == 4
@@ -82,7 +82,7 @@ def test_evaluate_gives_the_table_of_the_run(run_dir, saved_model, pictures, tmp
 def test_nothing_is_written_into_a_saved_model(saved_model, pictures, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(saved_model.rglob("*"))
-    assert call(commands.evaluate_main, f"--model={saved_model}", f"--dataset={pictures}") == 0
+    assert call(evaluate.main, f"--model={saved_model}", f"--dataset={pictures}") == 0
     assert sorted(saved_model.rglob("*")) == before and (tmp_path / "evaluation" / "results.json").exists()
 
 
@@ -92,7 +92,7 @@ def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
     found = []
     for name, model in (("run", run_dir), ("saved", saved_model)):
         flags = [f"--model={model}", "--sigma=25", f"--input={tmp_path / 'in.png'}"]
-        assert call(commands.denoise_main, *flags, f"--output={tmp_path / name}.png") == 0
+        assert call(denoise.main, *flags, f"--output={tmp_path / name}.png") == 0
         found.append(images.read(tmp_path / f"{name}.png").astype(int))
     assert found[0].shape == (33, 47, 3) and found[0].max() > 255  # 16 bit in, 16 bit out
     assert np.abs(found[0] - found[1]).max() <= 1 and found[0].std() > 0
@@ -101,20 +101,37 @@ def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
 def test_the_bits_of_the_output_can_be_chosen(run_dir, tmp_path, capsys):
     images.write(tmp_path / "in.png", np.full((32, 32, 3), 30000, np.uint16))
     flags = [f"--model={run_dir}", "--sigma=25", f"--input={tmp_path / 'in.png'}"]
-    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'a.png'}", "--bits=8") == 0
-    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'b.jpg'}") == 0
+    assert call(denoise.main, *flags, f"--output={tmp_path / 'a.png'}", "--bits=8") == 0
+    assert call(denoise.main, *flags, f"--output={tmp_path / 'b.jpg'}") == 0
     assert images.read(tmp_path / "a.png").dtype == images.read(tmp_path / "b.jpg").dtype == np.uint8
-    assert call(commands.denoise_main, *flags, f"--output={tmp_path / 'c.jpg'}", "--bits=16") == 1
+    assert call(denoise.main, *flags, f"--output={tmp_path / 'c.jpg'}", "--bits=16") == 1
     assert "expected an --output ending in .png" in capsys.readouterr().err and not (tmp_path / "c.jpg").exists()
 
 
 def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
-    path = test_official.write(tmp_path, test_official.small_state(experiment))
+    name = f"network-00013-{experiment.name}.pickle"
+    path = test_published.write(tmp_path, test_published.small_state(experiment), name)
     assert call(commands.export_main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
     assert "CC BY-NC 4.0" in capsys.readouterr().out
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
+    assert card["noise"]["lam"] == 30
+
+
+def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_from_the_flag(tmp_path, capsys):
+    experiment = experiments.PUBLISHED["gauss25-blindspot-sigma_known"]
+    path = test_published.write(tmp_path, test_published.small_state(experiment), "network-00010000.pickle")
+    flags = [f"--official={path}", f"--output={tmp_path / 'models'}"]
+    assert call(commands.export_main, *flags) == 0
+    card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
+    assert card["name"] == "gauss-blindspot-sigma_known" and "sigma" not in card["noise"]
+    assert call(commands.export_main, *flags, "--sigma=25") == 0
+    card = json.loads((tmp_path / "models" / "2" / serving.CARD).read_text())
+    assert card["name"] == experiment.name and card["noise"]["sigma"] == 25
+    named = path.rename(tmp_path / f"network-final-{experiment.name}.pickle")
+    assert call(commands.export_main, f"--official={named}", flags[1], "--sigma=30") == 1
+    assert "--sigma: expected the noise level of gauss25-blindspot-sigma_known" in capsys.readouterr().err
 
 
 def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):

@@ -9,9 +9,7 @@ import sys
 import pytest
 import support
 
-from ssdn_tf.denoisers import models
-from ssdn_tf.inference import checkpoints
-from ssdn_tf.training import folder
+from ssdn_tf.inference import predictor
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax") is None and not os.environ.get("SSDN_REQUIRE_JAX"), reason="no jax"
@@ -72,9 +70,7 @@ def test_a_short_training_under_jax_without_tensorflow_equals_the_one_under_tens
         assert row["noise_level"] == pytest.approx(expected["noise_level"], rel=1e-6)
     assert abs(other[-1]["noise_level"] - 50) > 0.1  # the level has moved
     # A run made under JAX is read, and goes on, under TensorFlow.
-    options = folder.read_options(tmp_path / "jax")
-    model = models.build(options.experiment).inference
-    assert checkpoints.load_weights(tmp_path / "jax" / "checkpoint.npz", model)["step"] == 6
-    assert len(model.variables) == 31
+    loaded = predictor.from_run(tmp_path / "jax")
+    assert loaded.source.details["position"]["step"] == 6 and len(loaded.model.variables) == 31
     again = train(tmp_path / "jax", "tensorflow", pictures)
     assert again == other

@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
-from ssdn_tf.inference import official
+from ssdn_tf.inference import published
 from ssdn_tf.noise import prior
 from ssdn_tf.noise.impulse import ImpulseNoise
 from ssdn_tf.noise.model import gaussian_nll
@@ -116,7 +116,7 @@ def recipe(name, shape, channels):
 def rebuild(name):
     experiment = CONFIGURATIONS[name]
     denoiser = models.build(experiment)
-    ours = {official.published_name(v.path): v for v in denoiser.training.trainable_variables}
+    ours = {published.published_name(v.path): v for v in denoiser.training.trainable_variables}
     weights = {}
     for listed in META["variables"][name]:
         variable = ours[listed["name"]]

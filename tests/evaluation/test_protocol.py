@@ -1,10 +1,14 @@
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import protocol, report
+from ssdn_tf.inference.predictor import Prediction
 from ssdn_tf.noise.gaussian import GaussianNoise
 
 
@@ -36,17 +40,49 @@ def test_noise_is_added_after_padding():
     assert case.padded.std() == pytest.approx(25 / 255, rel=0.1)
 
 
+def result(**changes):
+    """A result as `protocol.evaluate` returns it, of the paper's first row on Kodak."""
+    experiment = changes.pop("experiment", Experiment())
+    tested = changes.pop("tested", experiment)
+    values = {
+        "name": experiment.name,
+        "dataset": "kodak",
+        "experiment": experiment.to_dict(),
+        "tested": {key: getattr(tested, key) for key in ("noise", "low", "high", "channels")},
+        "images": 24,
+        "repeats": 1,
+        "psnr": 30.0,
+        "psnr_noisy": 20.0,
+        "ssim": 0.8,
+        "standard_error_images": 0.1,
+        "standard_error_noise": None,
+    }
+    return values | changes
+
+
+def write_picture(path, value=120, size=(16, 20)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+def run(folder, tmp_path, tested=None, denoise=None, experiment=None, repeats=1):
+    """Result of a denoiser on the pictures in a folder."""
+    tested = tested or Experiment()
+    cases = protocol.Protocol(tested, protocol.image_set(str(folder)), repeats, seed=1)
+    denoiser = protocol.Denoiser("test", denoise or (lambda case: Prediction(case.noisy)), experiment)
+    return protocol.evaluate(cases, denoiser, tmp_path / "out", strips=10)
+
+
 def test_the_share_inside_the_posterior_std_is_counted_over_values():
     """Errors 0.05, 0.15, 0.15, 0.35 of a std of 0.1: one of four within one, three within two."""
     clean = np.full((16, 16, 1), 0.5, np.float32)
     denoised = clean + np.tile(np.float32([0.05, -0.15, 0.15, 0.35]), 64).reshape(16, 16, 1)
     case = protocol.Corrupted(clean, clean, 0.1)
-    row = protocol.scores(case, {"denoised": denoised, "posterior_std": np.full_like(clean, 0.1)})
+    row = protocol.scores(case, Prediction(denoised, posterior_std=np.full_like(clean, 0.1)))
     assert (row["inside_1_std"], row["inside_2_std"]) == (0.25, 0.75)
-    result = report.statistics([row | {"image": "a"}]) | {"name": "n", "dataset": "d", "images": 1, "repeats": 1}
-    text = report.table([result | {"experiment": Experiment().to_dict()}])
+    text = report.table([result(**report.statistics([row | {"image": "a"}]))])
     assert "25.0% and 75.0% of the clean values lie within 1 and 2 posterior std" in text
-    assert "inside_1_std" not in protocol.scores(case, {"denoised": denoised})
+    assert "inside_1_std" not in protocol.scores(case, Prediction(denoised))
 
 
 def test_standard_errors_over_pictures_and_over_noise():
@@ -63,28 +99,130 @@ def test_standard_errors_over_pictures_and_over_noise():
 
 
 def test_the_table_names_the_papers_figure_and_says_which_were_not_checked():
-    def row(**experiment):
-        values = {"psnr": 30.0, "psnr_noisy": 20.0, "ssim": 0.8, "standard_error_images": 0.1}
-        experiment = Experiment(**experiment)
-        return values | {
-            "standard_error_noise": None, "images": 24, "repeats": 1, "dataset": "kodak",
-            "name": experiment.name, "experiment": experiment.to_dict(),
-        }  # fmt: skip
-
-    text = report.table([row()])
+    text = report.table([result()])
     assert "| 32.45 |" in text and "not checked" not in text
-    text = report.table([row(noise="impulse", low=0.5, high=0.5, likelihood="mixture")])
+    text = report.table([result(experiment=Experiment(noise="impulse", low=0.5, high=0.5, likelihood="mixture"))])
     assert "| 32.98* |" in text and "not checked" in text
-    assert "| - |" in report.table([row(low=17, high=17)]).splitlines()[-1]
+    assert "| - |" in report.table([result(experiment=Experiment(low=17, high=17))]).splitlines()[-1]
 
 
-def test_a_picture_in_tiles_is_the_whole_picture_up_to_rounding():
-    model = models.build(Experiment(), width=2).inference
-    noisy = np.random.default_rng(0).random((1010, 700, 3), dtype=np.float32)
-    whole = protocol.denoise_any_size(model, noisy, 0.1)
-    tiled = protocol.denoise_any_size(model, noisy, 0.1, tile=704)
-    assert tiled["denoised"].shape == noisy.shape
-    for name in ("denoised", "mu_x", "posterior_std"):
-        np.testing.assert_allclose(tiled[name], whole[name], atol=1e-5)
-    shifted = protocol.denoise_any_size(model, noisy[8:], 0.1, tile=704)  # control: off the grid it is another
-    assert np.abs(shifted["mu_x"][400:500] - whole["mu_x"][408:508]).max() > 1e-4
+# ---------------------------------------------------------------- what was trained and what is tested
+
+
+def test_the_papers_figure_is_given_only_for_the_papers_protocol():
+    """The paper tests its networks for sigma 5 to 50 with sigma 5 to 50, not with 25."""
+    several = Experiment(low=5.0, high=50.0)
+    assert "| 32.47 |" in report.table([result(experiment=several)])
+    row = report.table([result(experiment=several, tested=Experiment())]).splitlines()[-1]
+    assert row.startswith("| gauss5_50-blindspot-sigma_known | kodak | sigma 25 |") and row.endswith("| - |")
+    for trained in (Experiment(low=None, high=None), Experiment(network="compact"), Experiment(channels=1)):
+        assert report.table([result(experiment=trained, tested=Experiment())]).endswith("| - |")
+
+
+def test_the_papers_figure_for_cbm3d_follows_the_noise():
+    for low, high, channels, row in ((25, 25, 3, 31.82), (5, 50, 3, 31.99), (17, 17, 3, None), (25, 25, 1, None)):
+        tested = Experiment(low=low, high=high, channels=channels)
+        line = report.table([result(name="cbm3d", tested=tested) | {"experiment": None}]).splitlines()[-1]
+        assert line.endswith(f"| {row} |" if row else "| - |")
+
+
+def test_results_from_before_the_tested_levels_were_stored_are_still_read():
+    old = result()
+    del old["tested"]
+    assert "| sigma 25 |" in report.table([old]) and "| 32.45 |" in report.table([old])
+
+
+def test_a_result_keeps_what_was_trained_apart_from_what_is_tested(tmp_path):
+    write_picture(tmp_path / "set" / "a.png")
+    trained = Experiment(low=5.0, high=50.0)
+    found = run(tmp_path / "set", tmp_path, tested=Experiment(low=10.0, high=10.0), experiment=trained)
+    assert found["experiment"] == trained.to_dict()
+    assert found["tested"] == {"noise": "gaussian", "low": 10.0, "high": 10.0, "channels": 3}
+    assert [row["level"] for row in found["rows"]] == [10.0]
+
+
+def test_only_models_that_estimate_the_level_have_an_estimated_level(tmp_path):
+    write_picture(tmp_path / "set" / "a.png")
+
+    def denoise(case):
+        return Prediction(case.noisy, noise_parameter=20 / 255)
+
+    for source, expected in (("known", None), ("global", 20.0), ("per_image", 20.0)):
+        found = run(tmp_path / "set", tmp_path, denoise=denoise, experiment=Experiment(parameter_source=source))
+        assert found.get("estimated_level") == (expected and pytest.approx(expected))
+
+
+# ---------------------------------------------------------------- pictures of equal name
+
+
+def test_pictures_of_equal_name_in_subfolders_are_different_pictures(tmp_path):
+    for name in ("one/a.png", "two/a.png", "two/a.bmp", "b.png"):
+        write_picture(tmp_path / "set" / name)
+    noisy = {}
+
+    def denoise(case):
+        noisy[len(noisy)] = case.noisy
+        return Prediction(case.noisy)
+
+    found = run(tmp_path / "set", tmp_path, denoise=denoise, repeats=2)
+    assert [row["image"] for row in found["rows"][::2]] == ["b.png", "one/a.png", "two/a.bmp", "two/a.png"]
+    draws = list(noisy.values())
+    assert not any(np.array_equal(x, y) for i, x in enumerate(draws) for y in draws[:i])  # the pictures are equal
+    strips = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.png"))
+    names = ["one/set-a-test.png", "set-b-test.png", "two/set-a.bmp-test.png", "two/set-a.png-test.png"]
+    assert strips == names
+    means = np.reshape([row["psnr"] for row in found["rows"]], (4, 2)).mean(axis=1)
+    assert found["standard_error_images"] == pytest.approx(means.std(ddof=1) / 2)
+
+
+def test_the_noise_of_a_picture_in_a_flat_folder_is_keyed_by_its_file_name():
+    """So published results stay comparable: one draw, written down."""
+    assert protocol.rng(1, "kodak", "kodim01.png", 0).random() == 0.19821404974262824
+
+
+# ---------------------------------------------------------------- infinite PSNR
+
+
+def test_an_infinite_psnr_is_left_out_of_the_mean_and_counted():
+    rows = [{"image": name, "psnr": psnr, "psnr_noisy": 20.0, "ssim": 1.0} for name, psnr in
+            [("a", 30.0), ("b", np.inf), ("c", 34.0)]]  # fmt: skip
+    found = report.statistics(rows)
+    assert found["psnr"] == 32.0 and found["psnr_noisy"] == 20.0 and found["infinite"] == {"psnr": 1}
+    assert found["standard_error_images"] == pytest.approx(2.0)
+    assert "the mean psnr leaves out 1 infinite values" in report.table([result(**found)])
+    found = report.statistics(rows[1:2])
+    assert found["psnr"] is None and found["standard_error_images"] is None
+    assert "| - |" in report.table([result(**found)])
+    assert np.isnan(report.statistics([rows[0] | {"psnr": np.nan}])["psnr"])  # a broken model does not pass
+
+
+def test_results_are_strict_json(tmp_path):
+    write_picture(tmp_path / "set" / "a.png")
+    write_picture(tmp_path / "set" / "b.png", 90)
+    found = run(tmp_path / "set", tmp_path, denoise=lambda case: Prediction(case.clean))
+    report.write_json(tmp_path / "results.json", {"results": [found], "nan": np.nan})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    values = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    assert values["nan"] is None and [row["psnr"] for row in values["results"][0]["rows"]] == [None, None]
+    assert values["results"][0]["psnr"] is None and values["results"][0]["infinite"] == {"psnr": 2}
+
+
+# ---------------------------------------------------------------- sets
+
+
+def test_sets_that_are_missing_are_refused(tmp_path):
+    for name, folder, words in [
+        ("nothing", None, "expected one of kodak, bsd300, set14, sample or a folder, received 'nothing'"),
+        ("kodak", None, "expected a data_dir with the folder 'kodak' in it for kodak, received none"),
+        ("set14", tmp_path, r"expected \*.png in '.*Set14' for set14, received none"),
+    ]:
+        with pytest.raises(UserError, match=words):
+            protocol.image_set(name, folder)
+
+
+def test_cbm3d_is_for_gaussian_noise():
+    with pytest.raises(UserError, match="CBM3D: expected Gaussian noise, received poisson"):
+        protocol.cbm3d_denoiser(dataclasses.replace(Experiment(), noise="poisson"))

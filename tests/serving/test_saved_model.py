@@ -19,6 +19,7 @@ from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import predictor, saved_models
 from ssdn_tf.noise import levels
 from ssdn_tf.serving import saved_model
 
@@ -475,8 +476,6 @@ def test_versions_count_up_and_leave_the_others_alone(tmp_path, monkeypatch):
     found.append(saved_model.export(None, None, {}, output).name)
     assert found == ["1", "2", "8"]
     assert sorted(p.name for p in output.iterdir()) == ["1", "2", "7", "8", "notes"]
-    assert saved_model.find(output) == output / "8" and saved_model.find(output / "1") == output / "1"
-    assert saved_model.find(tmp_path) is None
 
 
 def test_a_number_that_another_export_takes_meanwhile_is_left_to_it(tmp_path, monkeypatch):
@@ -520,21 +519,35 @@ def test_places_that_are_no_folder_of_versions_are_refused(tmp_path):
 
 def test_folders_that_are_no_model_of_ours_are_refused(exported, tmp_path):
     with pytest.raises(UserError, match="expected a SavedModel written by export/savedmodel.py"):
-        saved_model.load(tmp_path)
+        saved_models.load(tmp_path)
     _, path, _ = exported(SOME[0])
     copy = tmp_path / "copy"
     shutil.copytree(path, copy)
     (copy / "saved_model.pb").write_bytes(b"damaged")
     with pytest.raises(UserError, match="cannot be read"):
-        saved_model.load(copy)
+        saved_models.load(copy)
 
 
 def test_a_loaded_model_answers_like_the_keras_one(exported):
     experiment = SOME[0]
     model, path, _ = exported(experiment)
-    found_experiment, served = saved_model.load(path)
-    assert found_experiment == experiment and set(served.input) == {"noisy", "noise_parameter"}
+    card, served = saved_models.load(path)
+    assert card["experiment"] == experiment.to_dict() and set(served.input) == {"noisy", "noise_parameter"}
     inputs = keras_inputs(model, experiment, pictures(1, 32, 64))
     expected, found = model(inputs), served.predict_on_batch(inputs)
     for name in set(expected) - {"noise_parameter"}:
         np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_a_predictor_of_a_saved_model_answers_like_one_of_the_keras_model(exported):
+    for experiment in SOME[:2]:
+        model, path, _ = exported(experiment)
+        loaded = predictor.load(path.parent)
+        assert loaded.experiment == experiment and loaded.source.path == path
+        assert loaded.source.details["name"] == experiment.name
+        noisy = pictures(1, 33, 47)[0]
+        found = loaded.denoise(noisy, 0.1)
+        expected = predictor.Predictor(model, experiment).denoise(noisy, 0.1)
+        for name, image in expected.images().items():
+            np.testing.assert_allclose(getattr(found, name), image, atol=1e-5)
+        assert found.noise_parameter == pytest.approx(expected.noise_parameter, rel=1e-5)

@@ -33,7 +33,6 @@ PROGRAM = """
 import functools, json, os, sys
 import keras, numpy as np
 from ssdn_tf.commands import cli
-cli.load_keras()
 from ssdn_tf.data import samples as data, batches as feeds
 from ssdn_tf.denoisers import models as denoisers, experiments
 from ssdn_tf.training import distribution

@@ -19,10 +19,9 @@ from PIL import Image
 from ssdn_tf.commands import cli, train, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.data.samples import Samples
-from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints
+from ssdn_tf.inference import checkpoints, predictor
 from ssdn_tf.training import build, callbacks, folder
 from ssdn_tf.training import run as training
 from ssdn_tf.training.options import Options, Stage, parse_stages
@@ -173,7 +172,7 @@ def test_a_run_is_read_but_not_trained_while_it_is_trained(pictures, tmp_path):
     with pytest.raises(UserError, match=f"already being trained by process {os.getpid()} on"):
         training.Run(options(pictures), run.run_dir, report_images=4)
     assert {path.name: path.read_bytes() for path in run.run_dir.iterdir()} == before
-    assert checkpoints.load(run.checkpoint, {})["step"] == 0
+    assert predictor.from_run(run.run_dir).source.details["position"]["step"] == 0
     assert run.fit()  # which frees it
     training.Run(options(pictures), run.run_dir, report_images=4).lock.close()
 
@@ -366,9 +365,10 @@ def test_a_finished_run_has_nothing_left_to_train(pictures, uninterrupted):
 
 def test_inference_loads_the_averaged_weights_of_the_run(uninterrupted):
     _, expected, run = uninterrupted
-    model = models.build(run.options.experiment).inference
-    assert checkpoints.load_weights(run.checkpoint, model)["step"] == STEPS
-    for variable in model.variables:
+    loaded = predictor.from_run(run.run_dir)
+    assert loaded.experiment.name == run.options.experiment.name
+    assert loaded.source.details["position"]["step"] == STEPS
+    for variable in loaded.model.variables:
         assert np.array_equal(np.asarray(variable), expected[f"average/{variable.path}"])
         assert not np.array_equal(np.asarray(variable), expected[variable.path])
 

@@ -1,7 +1,7 @@
-"""Pickles of published networks, read without running anything that they carry.
+"""Pickles of published networks, read without executing anything in them.
 
-A pickle is a program. Here it can build only containers, numbers, texts and inert records of the few
-names in `_RECORDS`; no function of NumPy or of the file takes part. `official` says what the records mean.
+A pickle is a program. Here it can only build containers, numbers, strings and inert records for the few
+names in `_RECORDS`; it calls no function, neither its own nor NumPy's. `published` says what they mean.
 """
 
 import io
@@ -12,8 +12,8 @@ from ssdn_tf.errors import UserError
 
 MAX_BYTES = 256 * 2**20
 _MAX_INSTRUCTIONS = 10_000  # the largest published network has 3,000; nesting cannot be deeper either
-# What protocols 2 to 4 write for containers, numbers, texts, bytes and objects. Left out: persistent
-# identifiers, the extension registry, other ways to call something, buffers outside the file.
+# What protocols 2 to 4 write for containers, numbers, strings, bytes and objects. Left out: persistent
+# identifiers, the extension registry, other ways to call something, and buffers outside the file.
 _INSTRUCTIONS = set(
     "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE "
     "BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 EMPTY_DICT EMPTY_LIST EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
@@ -23,9 +23,9 @@ _INSTRUCTIONS = set(
 
 
 class _Record:
-    """Stands for what the file wants made or called; keeps what it was given and does nothing.
+    """Stands for an object or a call that the file asks for: keeps the arguments and does nothing.
 
-    A file cannot set attributes of the classes either: BUILD finds `__setstate__`, and fails.
+    Nor can a file set attributes of these classes: BUILD on a class finds `__setstate__`, and fails.
     """
 
     __slots__ = ("arguments", "state")
@@ -41,7 +41,7 @@ class _Record:
 
 Network, Array, ArrayType, DType, Scalar, Encoded = (
     type(name, (_Record,), {"__slots__": ()})
-    for name in ("network", "array", "array type", "dtype", "scalar", "encoded text")
+    for name in ("network", "array", "array type", "dtype", "scalar", "encoded string")
 )
 _RECORDS = {
     "dnnlib.tflib.network Network": Network,
@@ -52,7 +52,7 @@ _RECORDS = {
     "numpy.core.multiarray scalar": Scalar,
     "numpy._core.multiarray _reconstruct": Array,
     "numpy._core.multiarray scalar": Scalar,
-    "_codecs encode": Encoded,  # protocol 2 writes bytes as a text and how to encode it
+    "_codecs encode": Encoded,  # protocol 2 writes bytes as a string and its encoding
 }
 
 
@@ -64,7 +64,11 @@ class _Reader(pickle.Unpickler):
 
 
 def load(path):
-    """What the pickle in a file makes, of records."""
+    """The object in a pickle file, made of records.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or contains anything else than a published network needs.
+    """
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -74,13 +78,13 @@ def load(path):
         return _Reader(io.BytesIO(data)).load()
     except UserError:
         raise
-    except Exception as error:  # damage shows in whatever way it happens to
+    except Exception as error:  # a damaged pickle can raise almost anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(f"expected a published network file, received one that cannot be read ({reason}).") from error
 
 
 def _check_instructions(data):
-    """Refuses what no published file needs, and what would take much memory, before anything is built."""
+    """Refuses instructions that no published file needs, or that take much memory, before anything is built."""
     size = 0
     for count, (instruction, argument, position) in enumerate(pickletools.genops(data)):
         name, size = instruction.name, position + 1
@@ -92,12 +96,13 @@ def _check_instructions(data):
 
 
 def expect(condition, expected, received):
+    """Raises UserError "expected ..., received ..." unless the condition holds."""
     if not condition:
         raise UserError(f"expected {expected}, received {shown(received)}.")
 
 
 def shown(value):
-    """A value for a sentence: short, on one line, whatever it is."""
+    """Any value as a short phrase on one line, for an error."""
     if type(value) is tuple and len(value) <= 8 and tuple not in map(type, value):
         return f"({', '.join(map(shown, value))})"
     if type(value) is str:

@@ -1,0 +1,238 @@
+"""One object that denoises pictures, whether its model comes from a run, a SavedModel or a published network file."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ssdn_tf.denoisers import models
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import checkpoints, published, saved_models, tiling
+from ssdn_tf.networks.designs import DESIGNS
+
+TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
+
+
+class Prediction(NamedTuple):
+    """What a predictor says about one picture. Arrays are float32 [H,W,C] in the picture's unit, [0, 1], not clipped.
+
+    denoised: the answer; the posterior mean, if the model has a noise model inside.
+    mu_x: mean of the prior, which does not know the pixel's own noisy value.
+    prior_std, posterior_std: standard deviation of the prior and of the posterior, per channel.
+    noise_parameter: the noise parameter that was used, given or estimated, in the unit of the noise model
+        (sigma 25 is 25/255).
+
+    All but `denoised` are None for the pipelines mean, n2c and n2n. `noise_parameter` is None too if the tiles of a
+    large picture have different ones (see `Predictor.denoise`).
+    """
+
+    denoised: np.ndarray
+    mu_x: np.ndarray | None = None
+    prior_std: np.ndarray | None = None
+    posterior_std: np.ndarray | None = None
+    noise_parameter: float | None = None
+
+    def crop(self, height, width):
+        """The prediction for the first `height` rows and `width` columns."""
+        return self._replace(**{name: image[:height, :width] for name, image in self.images().items()})
+
+    def images(self):
+        """{name: array} of the fields that are pictures."""
+        return {name: value for name, value in self._asdict().items() if isinstance(value, np.ndarray)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model was loaded from.
+
+    kind: "run", "saved_model" or "published".
+    path: the run's folder, the SavedModel's folder (of one version), or the file.
+    details: run: {"options": content of options.json, "position": of the checkpoint};
+        SavedModel: its model card; published file: {"published_network": name, "licence": sentence}.
+    """
+
+    kind: str
+    path: pathlib.Path
+    details: dict
+
+
+class Predictor:
+    """Denoises pictures of any height and width with one model.
+
+    Args:
+        model: a Keras inference model (`denoisers.models.Denoiser.inference`), which may be in training, or
+            anything else with its `input` names and its `predict_on_batch`.
+        experiment: the Experiment that the model was trained for.
+        source: a Source; None for a model made in this process.
+    """
+
+    def __init__(self, model, experiment, source=None):
+        self.model = model
+        self.experiment = experiment
+        self.source = source
+
+    @property
+    def needs_level(self):
+        """True if the model was trained to be told the noise parameter of each picture."""
+        return self.experiment.parameter_source == "known"
+
+    @property
+    def grid(self):
+        """Tiles start at multiples of this many pixels."""
+        return DESIGNS[self.experiment.network].grid
+
+    @property
+    def halo(self):
+        """Pixels at the inner borders of a tile that are computed and not kept."""
+        return DESIGNS[self.experiment.network].halo(blindspot=self.experiment.pipeline in ("blindspot", "mean"))
+
+    def denoise(self, noisy, noise_parameter=None, tile=TILE):
+        """Denoises one picture.
+
+        Args:
+            noisy: float32 [H,W,C] in [0, 1] plus noise, any H and W from 1, with the model's number of channels.
+            noise_parameter: of the picture, in the unit of the noise model; for models that need it. Default: the
+                level that the model was trained for, if it is one level. Other models ignore it.
+            tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
+                `grid`, which bounds the memory. None: never. The result is that of the whole picture up to rounding,
+                with one exception: a SavedModel that estimates the level of each picture estimates it for each tile.
+
+        Returns:
+            Prediction.
+
+        Raises:
+            ValueError: another shape, or a tile side that cannot be used.
+            UserError: the model needs a noise parameter, received none.
+        """
+        noisy = np.asarray(noisy, np.float32)
+        if noisy.ndim != 3 or noisy.shape[-1] != self.experiment.channels or not noisy.size:
+            raise ValueError(
+                f"expected a picture of the shape [H, W, {self.experiment.channels}], received {noisy.shape}."
+            )
+        parameter = self._parameter(noise_parameter)
+        if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
+            return self._run(self.model, noisy, parameter)
+        return self._run_tiles(noisy, parameter, tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid))
+
+    def _parameter(self, given):
+        """The noise parameter to feed: a number, 0 where the model ignores it."""
+        if not self.needs_level:
+            return 0.0
+        if given is not None:
+            return float(given)
+        if self.experiment.low is None or not self.experiment.fixed:
+            raise UserError("expected a noise level, as this model does not estimate it, received none.")
+        return self.experiment.parameter(self.experiment.low)
+
+    def _run_tiles(self, noisy, parameter, tiles):
+        model, (height, width) = self.model, noisy.shape[:2]
+        if self.experiment.parameter_source == "per_image" and isinstance(model, keras.Model):
+            # A picture has one level, so it is estimated first and then given to all tiles.
+            model, parameter = self._told, self._estimate(noisy, tiles)
+            model.get_layer("unet").set_weights(self.model.get_layer("unet").get_weights())
+        images, levels = {}, set()
+        for tile in tiles:
+            part = self._run(model, tile.cut(noisy), parameter)
+            levels.add(part.noise_parameter)
+            for name, image in part.images().items():
+                if name not in images:
+                    images[name] = np.empty((height, width, image.shape[-1]), np.float32)
+                tile.place(image, images[name])
+        return Prediction(**images, noise_parameter=levels.pop() if len(levels) == 1 else None)
+
+    def _run(self, model, noisy, parameter):
+        """Prediction for one picture, in one piece."""
+        inputs = {"noisy": noisy[None]}
+        if "noise_parameter" in model.input:
+            inputs["noise_parameter"] = np.full((1, 1, 1, 1), parameter, np.float32)
+        outputs = {name: np.asarray(value) for name, value in model.predict_on_batch(inputs).items()}
+        level = outputs.pop("noise_parameter", None)
+        images = {name: value[0] for name, value in outputs.items()}
+        return Prediction(**images, noise_parameter=None if level is None else level.item())
+
+    def _estimate(self, noisy, tiles):
+        """Noise parameter of a whole picture: that of the mean of the estimator's map over all pixels."""
+        layer = self.model.get_layer("parameter")
+        parts = ((tile, ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
+        mean = tiling.stitch(parts, *noisy.shape[:2]).mean(dtype=np.float64)
+        return float(layer.noise.constrain(ops.convert_to_tensor(mean, "float32")))
+
+    @functools.cached_property
+    def _told(self):
+        """For a per-image model: the same without its estimator, with the noise parameter as an input."""
+        experiment = dataclasses.replace(self.experiment, parameter_source="known")
+        return _compiled(models.build(experiment).inference)
+
+
+def load(path):
+    """Predictor of a run's folder, a SavedModel (or a folder of its versions), or a published network file.
+
+    Raises:
+        UserError: `path` is none of these, or is damaged.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        raise UserError(
+            f"expected the folder of a run or of a SavedModel, or a published network file, "
+            f"received '{path}', which does not exist."
+        )
+    if path.is_file():
+        return from_published(path)
+    return from_saved_model(path) if saved_models.find(path) else from_run(path)
+
+
+def from_run(folder):
+    """Predictor of a training run, from its options.json and checkpoint.npz. The run may go on meanwhile.
+
+    Raises:
+        UserError: the folder is not a run, has no checkpoint yet, or is damaged.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        options = json.loads((folder / "options.json").read_text())
+        experiment = Experiment(**options["experiment"])
+        rate = options["rate"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"expected the folder of a run, received '{folder}', whose options.json cannot be read ({error})."
+        ) from error
+    model = models.build(experiment, rate=rate).inference
+    position = checkpoints.load_weights(folder / "checkpoint.npz", model)
+    return Predictor(_compiled(model), experiment, Source("run", folder, {"options": options, "position": position}))
+
+
+def from_saved_model(path):
+    """Predictor of a SavedModel, or of the newest in a folder of versions.
+
+    Raises:
+        UserError: there is none, it was not written by this package, or is damaged.
+    """
+    folder = saved_models.find(path) or pathlib.Path(path)
+    card, served = saved_models.load(folder)
+    return Predictor(served, Experiment(**card["experiment"]), Source("saved_model", folder, card))
+
+
+def from_published(path):
+    """Predictor of a published network file. The weights are CC BY-NC 4.0, see `published.LICENCE`.
+
+    The noise level of its experiment is unknown if the name of the file does not say it; see `published.with_levels`.
+
+    Raises:
+        UserError: the file is not a published network, or is damaged.
+    """
+    network = published.read(path)
+    model = published.denoiser(network).inference
+    details = {"published_network": network.name, "licence": published.LICENCE}
+    return Predictor(_compiled(model), network.experiment, Source("published", pathlib.Path(path), details))
+
+
+def _compiled(model):
+    """The model, without XLA where that is possible: it would compile again for each size of a picture."""
+    model.compile(jit_compile=keras.backend.backend() == "jax")
+    return model

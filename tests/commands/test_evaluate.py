@@ -1,0 +1,157 @@
+"""evaluate.py as a user meets it: a table, results.json and pictures, or one sentence."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import support
+import test_predictor
+import test_published
+from PIL import Image
+
+from ssdn_tf.commands import cli, evaluate
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.evaluation import protocol
+from ssdn_tf.inference import predictor
+from ssdn_tf.training import folder as runs
+
+TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
+
+
+@pytest.fixture(autouse=True)
+def eager(monkeypatch):
+    """Without tracing, which would take most of the time here."""
+
+    def compiled(model):
+        model.compile(run_eagerly=True)
+        return model
+
+    monkeypatch.setattr(predictor, "_compiled", compiled)
+    monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return test_predictor.write_run(folder, test_predictor.built(TRAINED), TRAINED)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return support.write_pictures(tmp_path_factory.mktemp("pictures"), 3, 5, 6)
+
+
+def call(*arguments):
+    """Exit code of evaluate.py in this process."""
+    return cli.execute(evaluate.main, evaluate.define, "TEXT", ["x.py", *map(str, arguments)])
+
+
+def results(folder):
+    """What results.json holds; only strict JSON is read."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads((folder / "results.json").read_text(), parse_constant=refuse)
+
+
+def test_a_table_results_and_pictures(run_dir, pictures, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call(f"--model={run_dir}", f"--dataset={pictures}", "--repeats=2", f"--output={out}") == 0
+    text = capsys.readouterr().out
+    assert "| denoiser | set |" in text and "gauss5_50-blindspot-sigma_known" in text and "| sigma 5 to 50 |" in text
+    (result,) = results(out)["results"]
+    assert len(result["rows"]) == 6 and result["standard_error_noise"] > 0
+    assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in result["rows"]]))
+    assert len({row["level"] for row in result["rows"]}) == 6  # drawn anew for each
+    assert "estimated_level" not in result
+    left = sorted(out.glob("*.png"))
+    assert len(left) == 2
+    with Image.open(left[0]) as strip:
+        assert strip.size == (5 * (48 + 4), 40 + 24)
+
+
+def test_another_level_does_not_change_what_the_model_was_trained_for(run_dir, pictures, tmp_path, capsys):
+    flags = [f"--model={run_dir}", f"--dataset={pictures}", f"--output={tmp_path}", "--pictures=0"]
+    assert call(*flags, "--sigma=25") == 0
+    (result,) = results(tmp_path)["results"]
+    assert result["experiment"] == TRAINED.to_dict() and result["name"] == TRAINED.name
+    assert {row["level"] for row in result["rows"]} == {25.0}
+    assert (result["tested"]["low"], result["tested"]["high"]) == (25.0, 25.0)
+    assert f"| {TRAINED.name} | {pictures.name} | sigma 25 |" in capsys.readouterr().out
+
+
+def test_a_published_file_with_an_unknown_level_needs_the_flag(pictures, tmp_path, capsys):
+    path = test_published.write(tmp_path, test_published.small_state(), "network-00010000.pickle")
+    flags = [f"--model={path}", f"--dataset={pictures}", f"--output={tmp_path / 'out'}", "--pictures=0"]
+    assert call(*flags) == 1
+    assert "expected --sigma, as the model does not say what noise level" in capsys.readouterr().err
+    assert call(*flags, "--sigma=25") == 0
+    (result,) = results(tmp_path / "out")["results"]
+    assert result["name"] == "gauss-blindspot-sigma_known" and result["experiment"]["low"] is None
+
+
+def test_the_noise_of_a_picture_depends_on_seed_set_name_and_repeat():
+    keys = [(1, "kodak", "a.png", 0), (2, "kodak", "a.png", 0), (1, "set14", "a.png", 0)]
+    keys += [(1, "kodak", "b.png", 0), (1, "kodak", "sub/a.png", 0), (1, "kodak", "a.png", 1)]
+    draws = {key: protocol.rng(*key).random() for key in keys}
+    assert len(set(draws.values())) == len(keys)
+    assert protocol.rng(1, "kodak", "a.png", 0).random() == draws[1, "kodak", "a.png", 0]
+
+
+def test_the_noise_depends_on_the_padding(tmp_path):
+    """As README says: the noise is drawn for the padded picture, and rows of another length take other draws."""
+    found = []
+    for name, size in (("a.png", (30, 20)), ("b.png", (30, 50))):
+        Image.new("RGB", size).save(tmp_path / name)
+    for pad in ("image", "set_square"):
+        cases = protocol.Protocol(Experiment(), protocol.image_set(str(tmp_path)), 1, 1, pad)
+        found.append(next(iter(cases))[2].noisy)
+    assert found[0].shape == found[1].shape
+    assert np.array_equal(found[0][0], found[1][0]) and not np.array_equal(found[0], found[1])
+
+
+def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
+    twin = tmp_path / "other" / pictures.name
+    twin.mkdir(parents=True)
+    support.write_pictures(twin, 1, 2, 2)
+    for flags, words in {
+        ("--dataset=kodak",): "--dataset: expected a data_dir with the folder 'kodak'",
+        ("--dataset=kodak", f"--data_dir={tmp_path}"): "--dataset: expected \\*.png in",
+        ("--dataset=nothing",): "--dataset: expected one of kodak, bsd300, set14, sample or a folder",
+        (f"--dataset={pictures},{twin}",): f"--dataset: expected each name once, received '{pictures.name}' 2 times",
+        ("--alpha=0.5",): "--alpha: expected --sigma",
+        ("--model=none",): "expected --baseline with --model=none",
+        (f"--model={tmp_path}",): "expected the folder of a run",
+        (f"--model={tmp_path / 'missing'}",): "does not exist",
+    }.items():
+        assert call(f"--model={run_dir}", *flags) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
+    assert call(f"--runs={tmp_path}") == 1
+    assert "train first" in capsys.readouterr().err
+
+
+def test_the_newest_run_is_the_default(run_dir, pictures, tmp_path):
+    assert runs.newest_run(run_dir.parent) == run_dir
+    flags = [f"--runs={run_dir.parent}", f"--dataset={pictures}", f"--output={tmp_path}", "--pictures=0"]
+    assert call(*flags) == 0
+    assert results(tmp_path)["run"] == str(run_dir)
+
+
+def test_help_shows_the_flags_in_groups_with_their_defaults(capsys):
+    assert call("--help") == 0
+    text = capsys.readouterr().out
+    titles = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert titles == ["Model:", "Data:", "Noise:", "Output:", "Other:"]
+    assert "--seed: seed of the noise (default: 1)" in text and "--[no]help" in text
+    assert text.index("Noise:") < text.index("--sigma") < text.index("Output:")
+
+
+def test_the_script_does_not_import_keras_for_help():
+    program = "import sys; from ssdn_tf.commands import denoise, evaluate; print('keras' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,0 +1,227 @@
+"""One object denoises pictures of any size, wherever its model comes from."""
+
+import dataclasses
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import test_published
+
+from ssdn_tf.denoisers import models
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import checkpoints, predictor, saved_models
+from ssdn_tf.inference.predictor import Predictor
+
+PER_IMAGE = Experiment(low=5.0, high=50.0, parameter_source="per_image", network="compact", width=2)
+# For the compact network: a grid of 8 and a halo of 80.
+TILE = 176
+
+
+def built(experiment, seed=0):
+    """An inference model that runs without compilation, with weights everywhere, also in the estimator's last layer."""
+    keras.utils.set_random_seed(seed)
+    model = models.build(experiment).inference
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        if variable.path.startswith("parameter"):
+            variable.assign(0.3 * rng.standard_normal(variable.shape))
+    model.compile(run_eagerly=True)
+    return model
+
+
+def picture(height, width, channels=3):
+    """Noise on a ramp: no two parts are alike."""
+    rng = np.random.default_rng(height * width)
+    ramp = np.linspace(0, 1, height * width, dtype=np.float32).reshape(height, width, 1)
+    return (ramp + 0.2 * rng.standard_normal((height, width, channels))).astype(np.float32)
+
+
+def assert_equal(found, expected, atol=0.0):
+    assert found.images().keys() == expected.images().keys()
+    for name, image in expected.images().items():
+        np.testing.assert_allclose(getattr(found, name), image, rtol=0, atol=atol, err_msg=name)
+    assert found.noise_parameter == (expected.noise_parameter and pytest.approx(expected.noise_parameter, rel=1e-5))
+
+
+# ---------------------------------------------------------------- one picture
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 32)])
+@pytest.mark.parametrize("network", ["paper", "compact"])
+def test_all_outputs_have_the_size_of_the_picture(size, network):
+    experiment = Experiment(network=network, width=2)
+    prediction = Predictor(built(experiment), experiment).denoise(picture(*size), 0.1)
+    assert set(prediction.images()) == {"denoised", "mu_x", "prior_std", "posterior_std"}
+    for image in prediction.images().values():
+        assert image.shape == (*size, 3) and image.dtype == np.float32 and np.isfinite(image).all()
+    assert prediction.noise_parameter == pytest.approx(0.1)
+
+
+def test_a_model_without_a_noise_model_gives_a_picture_only():
+    experiment = Experiment(pipeline="n2c", parameter_source=None, channels=1, width=2)
+    prediction = Predictor(built(experiment), experiment).denoise(picture(40, 50, 1))
+    assert prediction._replace(denoised=None) == (None,) * 5
+
+
+def test_the_level_of_a_model_that_must_be_told():
+    experiment = Experiment(width=2)
+    model = built(experiment)
+    noisy = picture(16, 16)
+    assert Predictor(model, experiment).denoise(noisy).noise_parameter == pytest.approx(25 / 255)
+    for other in ({"low": 5.0, "high": 50.0}, {"low": None, "high": None}):
+        several = Predictor(model, dataclasses.replace(experiment, **other))
+        assert several.needs_level and several.denoise(noisy, 0.2).noise_parameter == pytest.approx(0.2)
+        with pytest.raises(UserError, match="expected a noise level, as this model does not estimate it"):
+            several.denoise(noisy)
+
+
+def test_a_model_that_estimates_the_level_ignores_the_given_one():
+    estimating = Predictor(built(PER_IMAGE), PER_IMAGE)
+    noisy = picture(24, 24)
+    assert not estimating.needs_level
+    assert estimating.denoise(noisy, 0.5).noise_parameter == estimating.denoise(noisy).noise_parameter
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (1, 8, 8, 3), (0, 8, 3)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"expected a picture of the shape \[H, W, 3\], received"):
+        Predictor(None, Experiment()).denoise(np.zeros(shape, np.float32))
+
+
+# ---------------------------------------------------------------- the level of a picture off the grid
+
+
+def test_the_level_of_a_picture_is_the_mean_over_the_picture_alone():
+    """33x33 pixels are filled up to 64x64 for the paper's network: the estimate must not count the filling."""
+    experiment = dataclasses.replace(PER_IMAGE, network="paper")
+    model = built(experiment)
+    noisy = picture(33, 33)
+    layer = model.get_layer("parameter")
+
+    def level(estimates):
+        return layer.noise.constrain(np.float32(estimates.mean())).numpy().item()
+
+    filled = np.pad(noisy, ((0, 31), (0, 31), (0, 0)))
+    estimates = keras.ops.convert_to_numpy(layer.network(filled[None]))[0]
+    found = Predictor(model, experiment).denoise(noisy).noise_parameter
+    assert found == pytest.approx(level(estimates[:33, :33]), rel=1e-5)
+    assert abs(found / level(estimates) - 1) > 1e-3  # control: the filling matters
+
+
+# ---------------------------------------------------------------- tiles
+
+
+@pytest.mark.parametrize("size", [(200, 181), (176, 300), (321, 33)])
+def test_a_picture_in_tiles_is_the_whole_picture_up_to_rounding(size):
+    """Also off the grid at the far edges, where the last tiles are smaller."""
+    experiment = Experiment(network="compact", width=2)
+    whole = Predictor(built(experiment), experiment)
+    noisy = picture(*size)
+    assert_equal(whole.denoise(noisy, 0.1, tile=TILE), whole.denoise(noisy, 0.1, tile=None), atol=1e-5)
+
+
+def test_tiles_have_the_grid_and_the_halo_of_the_network():
+    plain = Experiment(pipeline="n2c", parameter_source=None, width=2)
+    found = [Predictor(None, e) for e in (Experiment(), plain, PER_IMAGE)]
+    assert [(p.grid, p.halo) for p in found] == [(32, 320), (32, 160), (8, 80)]
+    predictor_, noisy = Predictor(built(plain), plain), picture(400, 340)
+    assert_equal(predictor_.denoise(noisy, tile=352), predictor_.denoise(noisy), atol=1e-5)
+    with pytest.raises(ValueError, match="expected a tile side that is a multiple of 32 from 352 on, received 320"):
+        predictor_.denoise(noisy, tile=320)
+
+
+def test_all_tiles_of_a_picture_get_the_level_of_the_whole():
+    predictor_ = Predictor(built(PER_IMAGE), PER_IMAGE)
+    noisy = picture(200, 181)
+    whole = predictor_.denoise(noisy, tile=None)
+    assert_equal(predictor_.denoise(noisy, tile=TILE), whole, atol=1e-5)
+    parts = [predictor_.denoise(part, tile=None).noise_parameter for part in (noisy[:100], noisy[100:])]
+    assert max(abs(part / whole.noise_parameter - 1) for part in parts) > 1e-3  # control: it differs between parts
+
+
+def test_tiles_follow_a_model_in_training():
+    model = built(PER_IMAGE)
+    predictor_ = Predictor(model, PER_IMAGE)
+    noisy = picture(200, 181)
+    before = predictor_.denoise(noisy, tile=TILE)
+    for variable in model.variables:
+        variable.assign(1.1 * variable)
+    after = predictor_.denoise(noisy, tile=TILE)
+    assert np.abs(after.mu_x - before.mu_x).max() > 1e-3
+    assert_equal(after, predictor_.denoise(noisy, tile=None), atol=1e-5)
+
+
+# ---------------------------------------------------------------- where models come from
+
+
+def write_run(folder, model, experiment, **more):
+    """The files of a run that a predictor reads."""
+    folder.mkdir()
+    options = {"experiment": experiment.to_dict(), "rate": 1.0} | more
+    (folder / "options.json").write_text(json.dumps(options))
+    checkpoints.save(folder / "checkpoint.npz", checkpoints.named_variables(model), {"step": 7})
+    return folder
+
+
+@pytest.mark.parametrize("width_in", ["experiment", "options"])
+def test_a_run(tmp_path, width_in):
+    experiment = Experiment(low=5.0, high=50.0, width=2)
+    model = built(experiment)
+    more = {}
+    if width_in == "options":  # runs written before the experiment had it
+        more, written = {"width": 2}, dataclasses.replace(experiment, width=None)
+    else:
+        written = experiment
+    loaded = predictor.load(write_run(tmp_path / "run", model, written, **more))
+    assert loaded.experiment == experiment
+    assert (loaded.source.kind, loaded.source.path) == ("run", tmp_path / "run")
+    assert loaded.source.details["position"] == {"step": 7}
+    assert_equal(loaded.denoise(picture(33, 20), 0.1), Predictor(model, experiment).denoise(picture(33, 20), 0.1), 1e-6)
+
+
+def test_the_rate_of_a_global_parameter_is_read(tmp_path):
+    experiment = Experiment(parameter_source="global", width=2)
+    model = models.build(experiment, start=-2.0, rate=10.0).inference
+    loaded = predictor.load(write_run(tmp_path / "run", model, experiment, rate=10.0))
+    # softplus(raw - 4) + 1e-3
+    assert loaded.denoise(picture(8, 8)).noise_parameter == pytest.approx(math.log1p(math.exp(-6)) + 1e-3, rel=1e-5)
+
+
+def test_a_published_file(tmp_path):
+    name = "gauss25-blindspot-sigma_known"
+    state = test_published.small_state(test_published.PUBLISHED[name])
+    loaded = predictor.load(test_published.write(tmp_path, state, f"network-final-{name}.pickle"))
+    assert loaded.experiment.name == name and loaded.source.kind == "published"
+    assert loaded.source.details["published_network"] == f"network-final-{name}"
+    assert "CC BY-NC 4.0" in loaded.source.details["licence"]
+    assert loaded.denoise(picture(20, 33)).denoised.shape == (20, 33, 3)
+    snapshot = test_published.write(tmp_path, state, "network-00010000.pickle")
+    assert predictor.load(snapshot).experiment.low is None
+
+
+def test_what_cannot_be_loaded_is_refused(tmp_path):
+    for path, words in {
+        tmp_path: "expected the folder of a run",
+        tmp_path / "missing": "received '.*missing', which does not exist",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            predictor.load(path)
+    (tmp_path / "file").write_text("no pickle")
+    with pytest.raises(UserError, match="expected a published network file"):
+        predictor.load(tmp_path / "file")
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(UserError, match="expected a SavedModel written by export/savedmodel.py"):
+        predictor.load(tmp_path)
+
+
+def test_the_newest_version_of_a_saved_model_is_found(tmp_path):
+    for name in ("2", "10", "notes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_bytes(b"")
+    assert saved_models.find(tmp_path) == tmp_path / "10"
+    assert saved_models.find(tmp_path / "2") == tmp_path / "2"
+    assert saved_models.find(tmp_path / "missing") is None
