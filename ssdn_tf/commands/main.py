@@ -1,10 +1,8 @@
-"""The commands: flags to options, and the mains of train.py, evaluate.py, denoise.py and export/savedmodel.py."""
+"""The commands: flags to options, and the mains of train.py, evaluate.py and denoise.py."""
 
 import contextlib
 import functools
-import json
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -42,14 +40,6 @@ DENOISE = """Denoises a picture.
 """
 
 
-EXPORT = """Turns a run, or a published network file, into a SavedModel that TF Serving and any TensorFlow load.
-
-    python export/savedmodel.py --output=models/ssdn                              newest run -> models/ssdn/1
-    python export/savedmodel.py --run=runs/00003-... --output=models/ssdn
-    python export/savedmodel.py --official=network-00013-gauss25-blindspot-sigma_known.pickle --output=models/official
-"""
-
-
 def train():
     sys.exit(cli.execute(train_main, train_flags.define, TRAIN, needs_flags=True))
 
@@ -60,12 +50,6 @@ def evaluate():
 
 def denoise():
     sys.exit(cli.execute(denoise_main, _denoise_flags, DENOISE))
-
-
-def export():
-    # The delivered form is TensorFlow's, whatever a run was trained with; weights suit both.
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    sys.exit(cli.execute(export_main, _export_flags, EXPORT, needs_flags=True))
 
 
 # ---------------------------------------------------------------- flags
@@ -110,13 +94,6 @@ def _denoise_flags(v):
         lower_bound=0, flag_values=v,
     )  # fmt: skip
     cli.level_flags(v, " (default: the model's)")
-    flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
-
-
-def _export_flags(v):
-    flags.DEFINE_string("run", None, "folder of a run (default: the newest)", flag_values=v)
-    flags.DEFINE_string("official", None, "a published network file, instead of a run", flag_values=v)
-    flags.DEFINE_string("output", None, "folder for the versions of the model: 1, 2, ...", flag_values=v)
     flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
 
 
@@ -278,41 +255,3 @@ def denoise_main(v):
     images.write(v.output, result["denoised"], bits)
     print(f"{v.output}: {noisy.shape[1]}x{noisy.shape[0]}, denoised by {experiment.name}.")
     return 0
-
-
-def export_main(v):
-    if not v.output:
-        raise UserError("expected --output=DIR, received none.")
-    if v.run and v.official:
-        raise UserError("--official: expected instead of --run, received both.")
-    cli.load_keras()
-    from ssdn_tf.serving import saved_model as serving
-
-    experiment, model, card = _official_model(v.official) if v.official else _run_model(v)
-    place = serving.export(model, experiment, card, v.output)
-    print(f"{place}: {experiment.name}. What it takes and gives: export/README.md")
-    return 0
-
-
-def _run_model(v):
-    """(Experiment, inference model, model card) of a run."""
-    from ssdn_tf.serving import saved_model as serving
-    from ssdn_tf.training import run as training
-
-    run = pathlib.Path(v.run) if v.run else runs.newest_run(v.runs)
-    options, model, position = training.load_inference(run)
-    path = run / "history.jsonl"
-    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    card = serving.model_card(options.experiment, **serving.run_card(options, position, history))
-    return options.experiment, model, card
-
-
-def _official_model(path):
-    """The same of a published network file."""
-    from ssdn_tf.inference import official
-    from ssdn_tf.serving import saved_model as serving
-
-    network = official.read(path)
-    print(official.LICENCE)
-    card = serving.model_card(network.experiment, published_network=network.name, licence=official.LICENCE)
-    return network.experiment, official.denoiser(network).inference, card

@@ -12,7 +12,7 @@ import pytest
 import support
 import test_official
 
-from ssdn_tf.commands import cli, train_flags
+from ssdn_tf.commands import cli, export, train_flags
 from ssdn_tf.commands import main as commands
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
@@ -23,7 +23,7 @@ DEFINE = {
     commands.train_main: train_flags.define,
     commands.evaluate_main: commands._evaluate_flags,
     commands.denoise_main: commands._denoise_flags,
-    commands.export_main: commands._export_flags,
+    export.main: export.define,
 }
 
 
@@ -52,7 +52,7 @@ def run_dir(pictures, tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved_model(run_dir, tmp_path_factory):
     output = tmp_path_factory.mktemp("models") / "ssdn"
-    assert call(commands.export_main, f"--run={run_dir}", f"--output={output}") == 0
+    assert call(export.main, f"--run={run_dir}", f"--output={output}") == 0
     return output
 
 
@@ -61,6 +61,7 @@ def test_the_model_card_says_where_the_model_comes_from(saved_model):
     assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
     assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
     assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
+    assert card["network"] == {"design": "paper", "grid": 32, "reach": 315}
 
 
 @pytest.mark.parametrize("versions", [True, False])
@@ -111,7 +112,7 @@ def test_the_bits_of_the_output_can_be_chosen(run_dir, tmp_path, capsys):
 def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
     path = test_official.write(tmp_path, test_official.small_state(experiment))
-    assert call(commands.export_main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
+    assert call(export.main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
     assert "CC BY-NC 4.0" in capsys.readouterr().out
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
@@ -123,14 +124,14 @@ def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
     output = f"--output={tmp_path / 'models'}"
     for flags, words in {
         (f"--run={run_dir}",): "expected --output=DIR, received none",
-        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected instead of --run, received both",
+        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected --run or --official, received both",
         (f"--run={tmp_path}", output): "expected the folder of a run",
-        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "expected a folder for the versions of a model",
+        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "--output: expected a folder for the versions",
         (f"--official={tmp_path / 'bad.pickle'}", output): "expected",
         (f"--official={tmp_path / 'none.pickle'}", output): "none.pickle",
         (f"--runs={tmp_path}", output): "train first",
     }.items():
-        assert call(commands.export_main, *flags) == 1
+        assert call(export.main, *flags) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pickle", "file"]
