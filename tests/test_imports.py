@@ -28,6 +28,7 @@ ALLOWED = {
 ANY_BACKEND = ("noise", "networks", "denoisers")
 WITHOUT_KERAS = [
     *("errors", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics", "inference.tiling"),
+    *("serving.remote", "serving.rpc", "serving.remote_denoiser", "serving.picture_files"),
 ]
 DECLARED = {
     *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL"),
