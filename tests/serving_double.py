@@ -1,10 +1,10 @@
 """A double of TensorFlow Serving's protocol, for tests. It is NOT TensorFlow Serving.
 
-It speaks REST and gRPC on loopback sockets as TensorFlow Serving documents them (the gRPC messages are
-those of tensorflow-serving-api) and answers from exported SavedModels that TensorFlow's Python
-runtime has loaded. What is modelled on the server's sources: URLs, row and column format,
-{"b64": ...}, the suffix _bytes, metadata, status codes, the wording of errors, and what its batching
-does with requests that come together. Nothing here tells how fast the server is, or how it loads.
+It speaks REST and gRPC on loopback sockets as TensorFlow Serving documents them (the gRPC messages are those of
+tensorflow-serving-api) and answers from exported SavedModels in a TensorFlow session. What is modelled on the
+server's sources: URLs, row and column format, {"b64": ...}, the suffix _bytes, metadata, status codes, the wording
+of errors, and what its batching does with requests that come together. Nothing here tells how fast the server is,
+or how it loads. `ModelServer` starts the real one, where its binary is at hand.
 """
 
 import base64
@@ -12,17 +12,22 @@ import concurrent.futures
 import contextlib
 import http.server
 import json
+import os
 import pathlib
 import re
+import shutil
+import socket
+import subprocess
 import threading
 import time
+import urllib.request
 
 import grpc
 import numpy as np
 import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow.core.framework import tensor_pb2, types_pb2
-from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf import config_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 CODES = grpc.StatusCode
@@ -56,40 +61,44 @@ def refuse(text, code=CODES.INVALID_ARGUMENT):
 
 
 class Servable:
-    """One version of a model: its SignatureDefs and the functions behind them."""
+    """One version of a model in a TensorFlow session.
+
+    TensorFlow Serving runs models this way too, so shapes are not compared with the signature, and errors of the
+    graph have the server's words: 'assertion failed: [...] [[{{function_node ...}}{{node ...}}]]'.
+    """
 
     def __init__(self, path):
-        self.module = tf.saved_model.load(str(path))
-        meta_graph = saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes()).meta_graphs[0]
+        self.session = tf.compat.v1.Session(graph=tf.Graph())
+        with self.session.graph.as_default():
+            meta_graph = tf.compat.v1.saved_model.load(self.session, ["serve"], str(path))
         self.signatures = dict(meta_graph.signature_def)
+        self._functions = {}
 
     def signature(self, name):
         name = name or "serving_default"
-        if name not in self.module.signatures:
+        if name not in self.signatures or name.startswith("__"):
             refuse(f'Serving signature name: "{name}" not found in signature def')
         return name, self.signatures[name]
 
     def run(self, name, inputs):
-        """inputs, and the answer: {name: array}. Shapes are not looked at: the graph does, or not."""
+        """inputs, and the answer: {name: array}"""
         return _WORKERS.submit(self._run, name, inputs).result()
 
     def _run(self, name, inputs):
-        tensors = {key: tf.constant(value) for key, value in inputs.items()}
+        outputs = self.signatures[name].outputs
+        key = (name, *inputs)
+        if key not in self._functions:
+            feed = [self.signatures[name].inputs[key].name for key in inputs]
+            options = config_pb2.CallableOptions(feed=feed, fetch=[info.name for info in outputs.values()])
+            self._functions[key] = self.session._make_callable_from_options(options)
         try:
-            outputs = self.module.signatures[name](**tensors)
+            return dict(zip(outputs, self._functions[key](*inputs.values())))
         except tf.errors.OpError as error:
-            refuse(_as_in_cpp(str(error)), _code(error.error_code))
-        return {key: value.numpy() for key, value in outputs.items()}
+            refuse(error.message, _code(error.error_code))
 
 
 def _code(number):
     return next((code for code in CODES if code.value[0] == number), CODES.UNKNOWN)
-
-
-def _as_in_cpp(text):
-    """Without what the Python runtime puts around the text of an error."""
-    text = re.sub(r"^Graph execution error:.*<stack traces unavailable>\n", "", text, flags=re.DOTALL)
-    return re.sub(r" \[Op:\w+\]", "", text)
 
 
 # ---------------------------------------------------------------- batching
@@ -141,6 +150,8 @@ class Batching:
 
     def _rows(self, inputs):
         shapes = [value.shape for value in inputs.values()]
+        if not shapes:
+            refuse("Batching session Run() must have at least one input tensor", CODES.INTERNAL)
         if not all(shapes):
             refuse("Batching Run() input tensors must have at least one dimension.")
         if len({shape[0] for shape in shapes}) > 1:
@@ -167,11 +178,13 @@ class Batching:
         for key in batch.tasks[0][0]:
             parts = [inputs[key] for inputs, _, _ in batch.tasks]
             if len({part.shape[1:] for part in parts}) > 1:
-                refuse(
-                    f"Tensors with name '{key}' from different tasks have different shapes and padding is turned off. "
-                    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name "
+                # The missing blanks are the server's.
+                text = (
+                    f"Tensors with name '{key}' from different tasks have different shapes and padding is turned off."
+                    "Set pad_variable_length_inputs to true, or ensure that all tensors with the same name"
                     "have equal dimensions starting with the first dim."
                 )
+                refuse(text, CODES.FAILED_PRECONDITION)
             missing = next(size for size in self.allowed if size >= batch.rows) - batch.rows
             merged[key] = np.concatenate([*parts, *[parts[0][:1]] * missing])
         return self.run_batch(servable, name, merged)
@@ -268,6 +281,7 @@ class ProtocolDouble:
         self.models = models
         self.ports = ports or {"rest": 0, "grpc": 0}
         self.batching = Batching(Servable.run, *batching) if batching else None
+        self.run = self.batching.run if batching else lambda servable, *request: servable.run(*request)
         self.drop = self.busy = self.at_work = self.peak = 0
         self.delay = 0.0
         self.change = None
@@ -313,7 +327,7 @@ class ProtocolDouble:
             refuse("The batch scheduling queue to which this task was submitted is full", CODES.UNAVAILABLE)
         with self.counted(signature, inputs):
             time.sleep(self.delay)
-            outputs = (self.batching or Servable).run(servable, signature, inputs)
+            outputs = self.run(servable, signature, inputs)
             return self.change(outputs) if self.change else outputs
 
     @contextlib.contextmanager
@@ -461,6 +475,8 @@ class _RestHandler(http.server.BaseHTTPRequestHandler):
         if not isinstance(request, dict):
             refuse("JSON Value: Is not object")
         name, signature = servable.signature(request.get("signature_name"))
+        if not signature.inputs:
+            refuse(f"Failed to get input map for signature: {name}")
         if ("instances" in request) == ("inputs" in request):
             refuse("Missing 'inputs' or 'instances' key, or both are there")
         rows = "instances" in request
@@ -503,3 +519,56 @@ def _rows(value, infos):
         if not _is_object(row) or set(row) != set(infos):
             refuse(f"Failed to process element: {number} of 'instances' list. keys must be equal to: {','.join(infos)}")
     return {name: from_json([row[name] for row in value], info) for name, info in infos.items()}
+
+
+# ---------------------------------------------------------------- the real server
+
+
+BINARY = os.environ.get("SSDN_MODEL_SERVER") or shutil.which("tensorflow_model_server")
+
+
+class ModelServer:
+    """TensorFlow Serving's binary, as a context manager that gives its addresses.
+
+    Args:
+        folders: {model: folder of its versions}.
+        place: folder for the configuration.
+    """
+
+    def __init__(self, folders, place):
+        self.models = list(folders)
+        self.ports = {"rest": free_port(), "grpc": free_port()}
+        entries = [
+            f'config {{ name: "{n}" base_path: "{p}" model_platform: "tensorflow" }}' for n, p in folders.items()
+        ]
+        config = place / "models.config"
+        config.write_text(f"model_config_list {{ {' '.join(entries)} }}")
+        ports = [f"--port={self.ports['grpc']}", f"--rest_api_port={self.ports['rest']}"]
+        self.command = [BINARY, *ports, f"--model_config_file={config}"]
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command)
+        rest = f"http://127.0.0.1:{self.ports['rest']}"
+        for name in self.models:
+            _wait_for(f"{rest}/v1/models/{name}", b"AVAILABLE")
+        return {"rest": rest, "grpc": f"grpc://127.0.0.1:{self.ports['grpc']}"}
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait()
+
+
+def _wait_for(url, text, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), urllib.request.urlopen(url) as response:
+            if text in response.read():
+                return
+        time.sleep(0.2)
+    raise TimeoutError(url)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -29,6 +29,7 @@ ANY_BACKEND = ("noise", "networks", "denoisers")
 WITHOUT_KERAS = [
     *("errors", "noise.levels", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics"),
     *("inference.tiling", "commands.level_flags"),
+    *("serving.remote", "serving.rpc", "serving.remote_denoiser", "serving.picture_files"),
 ]
 DECLARED = {
     *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL"),

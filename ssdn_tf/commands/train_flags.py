@@ -207,7 +207,8 @@ def experiment_from_flags(values, preset):
             if values[name].value is not None:
                 raise UserError(f"--{name} is only for --pipeline=blindspot, received --pipeline={pipeline}.")
     # The level of images that are noisy already is seldom known.
-    source = values.parameter_source or ("global" if values.noisy and level_flags.read(values, noise) is None else "known")
+    unknown = values.noisy and level_flags.read(values, noise) is None
+    source = values.parameter_source or ("global" if unknown else "known")
     return experiments.Experiment(
         noise=noise,
         low=low,

@@ -8,12 +8,11 @@ One dimension, a picture of length 10 on a grid of 2, tiles of side 6 with a hal
 
 The stitched result is that of the whole picture under two conditions:
 
-- The paper's network pools by two five times, so its output at a pixel depends on the position of the pixel modulo
-  32, its grid. All tiles start on the grid, and their sides are multiples of it. The last tile ends at the next
+- A network that pools by two n times has a grid of 2^n pixels: its output at a pixel depends on the position of the
+  pixel on the grid. All tiles start on the grid, and their sides are multiples of it. The last tile ends at the next
   multiple beyond the picture, and overlaps its neighbour by more than the others.
-- An output depends on pixels at most 315 rows and columns away (157 without a blind spot). What is kept must be that
-  far from the borders of the tile, except where the border is the picture's. The default halo of 320 is 315 rounded
-  up to the grid.
+- What is kept must be further from the borders of the tile than the network's reach, except where the border is the
+  picture's. That distance is the halo. `networks.designs` has the grid and the halo of each network.
 
 A model that estimates the noise level of each picture takes a tile for a picture, so the level differs from tile to
 tile, unless the caller gives all tiles the same one.
@@ -23,9 +22,6 @@ import dataclasses
 import itertools
 
 import numpy as np
-
-GRID = 32  # of the paper's network, and its halo with a blind spot
-HALO = 320
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +82,7 @@ class Tile:
         picture[self.rows.target, self.columns.target] = part[self.rows.kept, self.columns.kept]
 
 
-def spans(length, side, halo=HALO, grid=GRID):
+def spans(length, side, halo, grid):
     """The tiles of one dimension: a list of Span, which write each of `length` pixels once.
 
     Args:
@@ -114,14 +110,14 @@ def spans(length, side, halo=HALO, grid=GRID):
     return found
 
 
-def check_side(side, halo=HALO, grid=GRID):
+def check_side(side, halo, grid):
     """Raises ValueError unless tiles of this side are on the grid and have room for two halos and something to keep."""
     least = to_grid(2 * halo, grid) + grid
     if halo < 0 or side < least or side % grid:
         raise ValueError(f"expected a tile side that is a multiple of {grid} from {least} on, received {side}.")
 
 
-def tiles(height, width, side, halo=HALO, grid=GRID):
+def tiles(height, width, side, halo, grid):
     """The tiles of a picture: a list of Tile of one size, row by row; see `spans`.
 
     The size is `side` in a dimension that is cut, and that of the picture, up to the grid, in one that is not.
@@ -130,15 +126,9 @@ def tiles(height, width, side, halo=HALO, grid=GRID):
     return [Tile(rows, columns) for rows, columns in both]
 
 
-def to_grid(length, grid=GRID):
+def to_grid(length, grid):
     """The next multiple of the grid."""
     return -(-length // grid) * grid
-
-
-def fill(image, grid=GRID):
-    """Adds zeros to [H,W,C] at bottom and right, up to the grid."""
-    missing = [to_grid(length, grid) - length for length in image.shape[:2]]
-    return np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)))
 
 
 def stitch(parts, height, width):

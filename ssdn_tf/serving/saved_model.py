@@ -6,16 +6,18 @@
                                                                 noise_parameter [N]
     denoise_png       image_bytes [N] (, noise_parameter [N])   image_bytes [N], 8 bit
     denoise_png16     the same                                  the same, 16 bit
+    describe          request [N], of any content               model_card [N], JSON
 
-Pictures are float32 in [0, 1], of any height and width; `denoised` is not clipped. Models
-that were trained with a known level take it as `noise_parameter`, in the unit of the noise
-model (sigma in [0, 1]); the others find it. Only pipeline "blindspot" has `posterior`.
+Pictures are float32 in [0, 1], of any height and width; `denoised` is not clipped. Models trained with a known
+level take it as `noise_parameter`, in the unit of the noise model (sigma in [0, 1]); the others estimate it. Only
+pipeline "blindspot" has `posterior`.
 
-The graph is TensorFlow's own operations alone, none of which must be compiled by XLA. Requests
-that make no sense (a level out of range, NaN, an empty batch) are refused in the graph, so
-that every client gets the same answer. TensorFlow is imported when a function is called.
+The graph holds TensorFlow's own operations only, none of which XLA must compile. It checks the requests itself (a
+level out of range, NaN, an empty batch), so every client gets the same errors. TensorFlow is imported when a
+function is called.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,6 +30,7 @@ import numpy as np
 import ssdn_tf
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference.saved_models import CARD
+from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.noise.levels import LEVELS
 
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
@@ -42,21 +45,28 @@ def takes_level(experiment):
 class Endpoints:
     """The functions behind the signatures, over an inference model (`denoisers.Denoiser.inference`).
 
-    Each takes `(pictures)` or, for a known level, `(pictures, noise_parameter)`.
+    Each takes `(pictures)` or, for a known level, `(pictures, noise_parameter)`; `describe` takes `(request)`.
+
+    A server does not compare the shapes of a request with the signature, so the graph does. Each check sits in a
+    tf.function whose inputs have open shapes: with the signature's shapes, TensorFlow would take the rank as given
+    and remove the check.
     """
 
-    def __init__(self, model, experiment):
+    def __init__(self, model, experiment, card):
         import tensorflow as tf
+
+        def specs(kind, level, name, dtype):
+            found = [tf.TensorSpec(kind, dtype, name)]
+            return found + [tf.TensorSpec(level, tf.float32, "noise_parameter")] * takes_level(experiment)
 
         self.model = model
         self.experiment = experiment
-        level = [tf.TensorSpec([None], tf.float32, "noise_parameter")] if takes_level(experiment) else []
-        self._noisy = [tf.TensorSpec([None, None, None, experiment.channels], tf.float32, "noisy"), *level]
-        self._image_bytes = [tf.TensorSpec([None], tf.string, "image_bytes"), *level]
-        # The network is drawn once, for all signatures. Its input may have any shape, so that the check of the
-        # shape is not taken for settled: a server does not compare requests with the signature.
-        anything = tf.TensorSpec(None, tf.float32, "noisy")
-        self._outputs = tf.function(self._compute, input_signature=[anything, *level])
+        self.card = json.dumps(card)
+        self._noisy = specs([None, None, None, experiment.channels], [None], "noisy", tf.float32)
+        self._image_bytes = specs([None], [None], "image_bytes", tf.string)
+        self._open_image_bytes = specs(None, None, "image_bytes", tf.string)
+        # All signatures share one trace of the network.
+        self._outputs = tf.function(self._compute, input_signature=specs(None, None, "noisy", tf.float32))
 
     def denoise(self, noisy, noise_parameter=None):
         return {"denoised": self.posterior(noisy, noise_parameter)["denoised"]}
@@ -68,18 +78,17 @@ class Endpoints:
     def _compute(self, noisy, noise_parameter=None):
         import tensorflow as tf
 
-        noisy = self._checked(noisy, noise_parameter)
+        noisy, noise_parameter = self._checked(noisy, noise_parameter)
         shape = tf.shape(noisy)
         inputs = {"noisy": noisy}
         if "noise_parameter" in self.model.input:
             given = tf.zeros(shape[:1]) if noise_parameter is None else noise_parameter
             inputs["noise_parameter"] = tf.reshape(given, [-1, 1, 1, 1])
         outputs = dict(self.model(inputs, training=False))
-        parameter = outputs.pop("noise_parameter", None)
-        results = outputs
-        if parameter is not None:
-            results["noise_parameter"] = tf.broadcast_to(tf.reshape(parameter, [-1]), shape[:1])
-        return results
+        if "noise_parameter" in outputs:
+            parameter = tf.reshape(outputs["noise_parameter"], [-1])
+            outputs["noise_parameter"] = tf.broadcast_to(parameter, shape[:1])
+        return outputs
 
     def png(self, bits):
         """The function [N] strings -> [N] strings of PNG files with `bits` bits."""
@@ -101,9 +110,12 @@ class Endpoints:
             return tf.ensure_shape(pixels, picture.shape)
 
         def denoise_png(image_bytes, noise_parameter=None):
-            some = tf.debugging.Assert(tf.size(image_bytes) > 0, ["expected at least one picture, received none."])
-            with tf.control_dependencies([some]):
-                pixels = tf.map_fn(decode, image_bytes, fn_output_signature=picture)
+            shape = tf.shape(image_bytes)
+            is_list = (tf.size(shape) == 1) & tf.reduce_all(shape > 0)
+            expected = "image_bytes: expected the shape [N] with at least one picture, received the shape"
+            with tf.control_dependencies([_require(is_list, expected, shape)]):
+                image_bytes = tf.ensure_shape(tf.identity(image_bytes), [None])
+            pixels = tf.map_fn(decode, image_bytes, fn_output_signature=picture)
             # In float64: graph optimization multiplies by a rounded 1 / 255 instead of dividing.
             noisy = tf.cast(tf.cast(pixels, tf.float64) / float(dtype.max), tf.float32)
             denoised = tf.cast(self.denoise(noisy, noise_parameter)["denoised"], tf.float64)
@@ -111,71 +123,97 @@ class Endpoints:
             whole = tf.cast(tf.clip_by_value(float(dtype.max) * denoised + 0.5, 0.0, float(dtype.max)), dtype)
             return {"image_bytes": tf.map_fn(tf.io.encode_png, whole, fn_output_signature=tf.string)}
 
-        return denoise_png
+        return tf.function(denoise_png, input_signature=self._open_image_bytes)
 
-    def _checked(self, noisy, noise_parameter):
-        """`noisy`; what the mathematics is not defined for is refused when the graph runs."""
+    def describe(self, request):
+        """The model card as JSON, for each element of `request` [N].
+
+        The input is there because TensorFlow Serving's REST and batching both refuse a signature without one.
+        """
         import tensorflow as tf
 
-        def require(condition, sentence, *values):
-            return tf.debugging.Assert(tf.reduce_all(condition), [sentence, *values], summarize=8)
+        return {"model_card": tf.fill(tf.shape(request)[:1], self.card)}
+
+    def _checked(self, noisy, noise_parameter):
+        """Both inputs, which the graph gives on only if the model is defined for them."""
+        import tensorflow as tf
 
         shape, channels = tf.shape(noisy), self.experiment.channels
-        known = (tf.size(shape) == 4) & (shape[-1] == channels)
-        first = require(known, f"noisy: expected the shape [N, H, W, {channels}], received", shape)
-        with tf.control_dependencies([first]):
+        fits = (tf.size(shape) == 4) & tf.reduce_all(shape[-1:] == channels)
+        checks = [_require(fits, f"noisy: expected the shape [N, H, W, {channels}], received the shape", shape)]
+        with tf.control_dependencies(checks):
             noisy = tf.ensure_shape(tf.identity(noisy), [None, None, None, channels])
-        shape = tf.shape(noisy)
-        require(shape > 0, "noisy: expected at least one picture of at least one pixel, received the shape", shape)
-        require(tf.math.is_finite(noisy), "noisy: expected finite intensities, received NaN or infinity.")
-        if noise_parameter is None:
-            return noisy
-        count = tf.shape(noise_parameter)
-        require(count == shape[:1], "noise_parameter: expected one a picture, received", count, "values for", shape[0])
-        level = LEVELS[self.experiment.noise]
-        low, high = level.to_parameter(level.low), level.to_parameter(level.high)
-        legal = (noise_parameter >= low) & (noise_parameter <= high)  # False for NaN
-        require(legal, f"noise_parameter: expected {level.allowed_parameter}, received", noise_parameter)
-        return noisy
+        expected = "noisy: expected at least one picture of at least one pixel, received the shape"
+        checks += [_require(shape > 0, expected, shape)]
+        checks += [_require(tf.math.is_finite(noisy), "noisy: expected finite intensities, received NaN or infinity.")]
+        if noise_parameter is not None:
+            count, level = tf.shape(noise_parameter), LEVELS[self.experiment.noise]
+            one_each = (tf.size(count) == 1) & tf.reduce_all(count == shape[:1])
+            expected = "noise_parameter: expected one level for each picture, received the shapes (levels, pictures)"
+            checks += [_require(one_each, expected, count, shape)]
+            low, high = level.to_parameter(level.low), level.to_parameter(level.high)
+            legal = (noise_parameter >= low) & (noise_parameter <= high)  # False for NaN
+            expected = f"noise_parameter: expected {level.allowed_parameter}, received"
+            checks += [_require(legal, expected, noise_parameter)]
+        with tf.control_dependencies(checks):
+            noisy = tf.identity(noisy)
+            if noise_parameter is not None:
+                noise_parameter = tf.ensure_shape(tf.identity(noise_parameter), [None])
+        return noisy, noise_parameter
 
     def signatures(self):
-        """{signature: (function, [TensorSpec])}."""
+        """{signature: (function, [TensorSpec])}"""
+        import tensorflow as tf
+
         found = {"serving_default": (self.denoise, self._noisy)}
         if self.experiment.pipeline == "blindspot":
             found["posterior"] = (self.posterior, self._noisy)
-        return found | {
-            f"denoise_png{name}": (self.png(bits), self._image_bytes) for name, bits in (("", 8), ("16", 16))
-        }
+        found |= {f"denoise_png{name}": (self.png(bits), self._image_bytes) for name, bits in (("", 8), ("16", 16))}
+        return found | {"describe": (self.describe, [tf.TensorSpec([None], tf.string, "request")])}
+
+
+def _require(condition, sentence, *values):
+    """An operation that fails with the sentence and the values unless the whole condition holds."""
+    import tensorflow as tf
+
+    return tf.debugging.Assert(tf.reduce_all(condition), [sentence, *values], summarize=8)
 
 
 # ---------------------------------------------------------------- writing
 
 
 def model_card(experiment, **more):
-    """What a model is, as a JSON-able dict; `more` says where it comes from."""
+    """What a model is, as a dict for JSON. `more`: where it comes from."""
     level = LEVELS[experiment.noise]
     number = experiment.low if experiment.fixed else [experiment.low, experiment.high]
+    stated = {} if experiment.low is None else {level.name: number}
+    design = DESIGNS[experiment.network]
+    reach = design.reach if experiment.pipeline in ("blindspot", "mean") else design.plain_reach
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),
         "noise": {"kind": experiment.noise, "unit": level.unit} | stated,
         "parameter_source": experiment.parameter_source,
         "channels": experiment.channels,
+        "network": {"design": experiment.network, "grid": design.grid, "reach": reach},
         "package": f"ssdn_tf {ssdn_tf.__version__}",
         **more,
     }
 
 
-def run_card(options, position, history):
+def run_card(options, step, history):
     """What the card of a run says beside the experiment.
 
-    history: rows of history.jsonl; the last one has the validation.
+    Args:
+        options: of the training.
+        step: how many steps it has taken.
+        history: rows of history.jsonl; the last one holds the validation.
     """
-    last = history[-1] if history else {}
-    names = ("train_images", "batch_size", "crop", "final_crop", "final_images", "learning_rate", "seed", "width")
-    training = {name: getattr(options, name) for name in names}
-    training["images_seen"] = position["step"] * options.batch_size
+    names = ("train_images", "optimizer", "learning_rate", "seed")
+    training = {name: getattr(options, name) for name in names} | {"images_seen": options.images_seen(step)}
+    training["stages"] = [dataclasses.asdict(stage) for stage in options.stages]
     training["pictures"] = "noisy" if options.noisy_already else "clean, noise added"
+    last = history[-1] if history else {}
     keys = {"psnr": "psnr", "psnr_mu_x": "psnr_mu_x", "noise_level": "learned_level"}
     return {"training": training, "validation": {new: last[old] for old, new in keys.items() if old in last}}
 
@@ -183,28 +221,29 @@ def run_card(options, position, history):
 def export(model, experiment, card, output):
     """Writes `output/<version>/`, the next free number, and returns that path.
 
-    The folder is made beside its place and moved there whole, so that a server which watches
-    `output` never sees half a model.
+    The folder is written under another name and then renamed, so a server that watches `output` never sees half a
+    model.
 
     Args:
         model: an inference model (`denoisers.Denoiser.inference`), with its weights.
         experiment: what it was trained for.
         card: dict, becomes the model card.
-        output: folder of the versions of one model.
+        output: folder for the versions of one model.
 
     Raises:
-        UserError: the file system refuses, or `output` holds something else.
+        ValueError: `output` is a file or a single SavedModel.
+        UserError: the file system refuses.
     """
     output = pathlib.Path(output)
     if output.is_file() or (output / "saved_model.pb").exists():
-        raise UserError(f"--output: expected a folder for the versions of a model, received '{output}'.")
+        raise ValueError(f"expected a folder for the versions of a model, received '{output}'.")
     temporary = output / f".{uuid.uuid4().hex}"
     try:
         output.mkdir(parents=True, exist_ok=True)
         _write(model, experiment, card, temporary)
         return _move_into_place(temporary, output)
     except OSError as error:
-        raise UserError(f"{output}: expected to write a model, received '{error.strerror or error}'.") from error
+        raise UserError(f"{output}: cannot write the model ({error.strerror or error}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -212,7 +251,7 @@ def export(model, experiment, card, output):
 def _write(model, experiment, card, folder):
     archive = keras.export.ExportArchive()
     archive.track(model)
-    signatures = Endpoints(model, experiment).signatures()
+    signatures = Endpoints(model, experiment, card).signatures()
     for name, (function, inputs) in signatures.items():
         archive.add_endpoint(name, function, input_signature=inputs)
     archive.write_out(str(folder), verbose=False)
@@ -231,11 +270,11 @@ def _move_into_place(temporary, output):
         except OSError:
             if not place.exists():
                 raise
-            # Another export took this number.
+            # Another export took this number: try the next one.
 
 
 def _write_warm_up(experiment, signatures, path):
-    """One request a signature, which TF Serving plays back before it calls a model ready."""
+    """One request for each signature; TF Serving replays them before it reports a model as available."""
     import tensorflow as tf
 
     from ssdn_tf.data import images
@@ -248,7 +287,7 @@ def _write_warm_up(experiment, signatures, path):
     png = {8: images.encode_png(pixels), 16: images.encode_png(pixels.astype(np.uint16) * 257)}
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name, (_, specs) in signatures.items():
-            values = {"noisy": noisy, "noise_parameter": level}
+            values = {"noisy": noisy, "noise_parameter": level, "request": np.array([b""], object)}
             values["image_bytes"] = np.array([png[16 if name.endswith("16") else 8]], object)
             inputs = {spec.name: values[spec.name] for spec in specs}
             writer.write(messages.warm_up_record(inputs, name))

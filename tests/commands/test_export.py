@@ -12,18 +12,17 @@ import pytest
 import support
 import test_published
 
-from ssdn_tf.commands import cli, denoise, evaluate, train_flags
-from ssdn_tf.commands import main as commands
+from ssdn_tf.commands import cli, denoise, evaluate, export, train, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.serving import saved_model as serving
 
-ROOT = pathlib.Path(commands.__file__).resolve().parents[2]
+ROOT = pathlib.Path(export.__file__).resolve().parents[2]
 DEFINE = {
-    commands.train_main: train_flags.define,
+    train.main: train_flags.define,
     evaluate.main: evaluate.define,
     denoise.main: denoise.define,
-    commands.export_main: commands._export_flags,
+    export.main: export.define,
 }
 
 
@@ -37,8 +36,8 @@ def pictures(tmp_path_factory):
 
 
 def train(folder, pictures, *flags):
-    size = ["--train_images=4", "--batch_size=2", "--crop=32", "--width=2", "--learning_rate=0.01", "--jit=off"]
-    assert call(commands.train_main, f"--train_data={pictures}", f"--run_dir={folder}", *size, *flags) == 0
+    size = ["--train_images=4", "--stages=32x2", "--width=2", "--learning_rate=0.01", "--jit=off"]
+    assert call(train.main, f"--train_data={pictures}", f"--run_dir={folder}", *size, *flags) == 0
     return folder
 
 
@@ -52,7 +51,7 @@ def run_dir(pictures, tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved_model(run_dir, tmp_path_factory):
     output = tmp_path_factory.mktemp("models") / "ssdn"
-    assert call(commands.export_main, f"--run={run_dir}", f"--output={output}") == 0
+    assert call(export.main, f"--run={run_dir}", f"--output={output}") == 0
     return output
 
 
@@ -61,6 +60,7 @@ def test_the_model_card_says_where_the_model_comes_from(saved_model):
     assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
     assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
     assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
+    assert card["network"] == {"design": "paper", "grid": 32, "reach": 315}
 
 
 @pytest.mark.parametrize("versions", [True, False])
@@ -112,7 +112,7 @@ def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
     name = f"network-00013-{experiment.name}.pickle"
     path = test_published.write(tmp_path, test_published.small_state(experiment), name)
-    assert call(commands.export_main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
+    assert call(export.main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
     assert "CC BY-NC 4.0" in capsys.readouterr().out
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
@@ -123,14 +123,14 @@ def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_fr
     experiment = experiments.PUBLISHED["gauss25-blindspot-sigma_known"]
     path = test_published.write(tmp_path, test_published.small_state(experiment), "network-00010000.pickle")
     flags = [f"--official={path}", f"--output={tmp_path / 'models'}"]
-    assert call(commands.export_main, *flags) == 0
+    assert call(export.main, *flags) == 0
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert card["name"] == "gauss-blindspot-sigma_known" and "sigma" not in card["noise"]
-    assert call(commands.export_main, *flags, "--sigma=25") == 0
+    assert call(export.main, *flags, "--sigma=25") == 0
     card = json.loads((tmp_path / "models" / "2" / serving.CARD).read_text())
     assert card["name"] == experiment.name and card["noise"]["sigma"] == 25
     named = path.rename(tmp_path / f"network-final-{experiment.name}.pickle")
-    assert call(commands.export_main, f"--official={named}", flags[1], "--sigma=30") == 1
+    assert call(export.main, f"--official={named}", flags[1], "--sigma=30") == 1
     assert "--sigma: expected the noise level of gauss25-blindspot-sigma_known" in capsys.readouterr().err
 
 
@@ -140,14 +140,14 @@ def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
     output = f"--output={tmp_path / 'models'}"
     for flags, words in {
         (f"--run={run_dir}",): "expected --output=DIR, received none",
-        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected instead of --run, received both",
+        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected --run or --official, received both",
         (f"--run={tmp_path}", output): "expected the folder of a run",
-        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "expected a folder for the versions of a model",
+        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "--output: expected a folder for the versions",
         (f"--official={tmp_path / 'bad.pickle'}", output): "expected",
         (f"--official={tmp_path / 'none.pickle'}", output): "none.pickle",
         (f"--runs={tmp_path}", output): "train first",
     }.items():
-        assert call(commands.export_main, *flags) == 1
+        assert call(export.main, *flags) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.pickle", "file"]

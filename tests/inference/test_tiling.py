@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from ssdn_tf.inference import tiling
-from ssdn_tf.networks import unet as paper
 from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.networks.unet import UNet
+
+GRID = DESIGNS["paper"].grid
 
 # (height, width, side, halo, grid): awkward ones, on small grids where tiles are many.
 SIZES = [
@@ -39,7 +41,8 @@ def test_every_pixel_is_written_exactly_once(size):
 def test_stitched_tiles_give_the_image_back(size):
     image = np.arange(size[0] * size[1] * 2).reshape(*size[:2], 2)
     tiles = tiling.tiles(*size)
-    filled = tiling.fill(image, size[4])
+    missing = [tiling.to_grid(length, size[4]) - length for length in size[:2]]
+    filled = np.pad(image, ((0, missing[0]), (0, missing[1]), (0, 0)))
     for picture in (image, filled):
         parts = [(tile, tile.cut(picture)) for tile in reversed(tiles)]
         assert np.array_equal(tiling.stitch(parts, *size[:2]), image)
@@ -61,9 +64,8 @@ def test_tiles_have_one_size_on_the_grid_and_keep_their_distance_from_inner_bord
 
 
 def test_a_picture_that_fits_in_is_one_tile_no_larger_than_needed():
-    (tile,) = tiling.tiles(33, 1, 1024)
+    (tile,) = tiling.tiles(33, 1, 1024, halo=320, grid=32)
     assert (tile.rows.side, tile.columns.side) == (64, 32)
-    assert tiling.fill(np.ones((33, 1, 3))).sum() == 99
 
 
 def test_the_example_of_the_docstring():
@@ -72,14 +74,14 @@ def test_the_example_of_the_docstring():
     assert (second.read, second.keep, second.write, second.length) == (4, 1, 5, 5)
 
 
-@pytest.mark.parametrize("arguments", [(0, 64), (100, 50), (100, 0), (100, 64, 32), (100, 64, -1)])
+@pytest.mark.parametrize("arguments", [(0, 64, 8), (100, 50, 8), (100, 0, 8), (100, 64, 32), (100, 64, -1)])
 def test_impossible_tiles_are_refused(arguments):
     with pytest.raises(ValueError, match="received"):
-        tiling.spans(*arguments)
+        tiling.spans(*arguments, grid=32)
 
 
 def test_a_part_of_another_size_is_refused():
-    tiles = tiling.tiles(40, 40, 64)
+    tiles = tiling.tiles(40, 40, 64, 8, 32)
     with pytest.raises(ValueError, match="64x64"):
         tiling.stitch([(tiles[0], np.zeros((40, 41, 1)))], 40, 40)
 
@@ -87,9 +89,9 @@ def test_a_part_of_another_size_is_refused():
 # ---------------------------------------------------------------- with the network
 
 
-def network(blindspot, width=2):
+def network(blindspot, design="paper", width=2):
     """A small network with biases, which make what lies beyond a border differ from zeros."""
-    net = paper.UNet(3, blindspot=blindspot, width=width)
+    net = UNet(3, design, blindspot=blindspot, width=width)
     net.build((None, None, None, 3))
     rng = np.random.default_rng(0)
     for weight in net.weights:
@@ -102,24 +104,29 @@ def answer(net, picture):
     return keras.ops.convert_to_numpy(net(picture[None]))[0]
 
 
-def tiled_answer(net, picture, side, halo, grid=tiling.GRID):
-    """From tiles of the filled-up picture."""
-    height, width = picture.shape[:2]
-    filled = tiling.fill(picture)
-    tiles = tiling.tiles(height, width, side, halo, grid)
-    return tiling.stitch([(tile, answer(net, tile.cut(filled))) for tile in tiles], height, width)
-
-
 def difference(net, shape, side, halo):
-    """Largest difference between the answers from tiles and from the whole."""
+    """Largest difference between the results from tiles and from the whole picture."""
+    height, width = shape
     picture = np.random.default_rng(1).random((*shape, 3), np.float32)
-    whole = answer(net, tiling.fill(picture))[: shape[0], : shape[1]]
-    return np.abs(tiled_answer(net, picture, side, halo) - whole).max()
+    tiles = tiling.tiles(height, width, side, halo, net.design.grid)
+    tiled = tiling.stitch([(tile, answer(net, tile.cut(picture))) for tile in tiles], height, width)
+    return np.abs(tiled - answer(net, picture)).max()
 
 
 @pytest.mark.parametrize("shape", [(1000, 40), (33, 743), (706, 737)])
-def test_tiles_with_the_halo_give_the_answer_of_the_whole(shape):
-    assert difference(network(blindspot=True), shape, 704, tiling.HALO) <= 1e-6
+def test_tiles_with_the_halo_give_the_result_of_the_whole(shape):
+    assert difference(network(blindspot=True), shape, 704, DESIGNS["paper"].halo()) <= 1e-6
+
+
+@pytest.mark.parametrize("shape", [(501, 40), (9, 300), (230, 233)])
+@pytest.mark.parametrize("blindspot", [True, False])
+def test_tiles_of_the_compact_network_need_a_smaller_halo(shape, blindspot):
+    halo = DESIGNS["compact"].halo(blindspot)
+    assert halo == (80 if blindspot else 40)
+    net = network(blindspot, "compact")
+    assert difference(net, shape, 2 * halo + 40, halo) <= 3e-6
+    # Negative control.
+    assert difference(net, (501, 40), 2 * halo + 40, 8) > 1e-4
 
 
 def test_half_the_halo_is_enough_without_a_blind_spot():
@@ -141,30 +148,3 @@ def test_tiles_off_the_grid_are_seen():
     assert np.abs(moved[336:368] - whole[352:384]).max() > 1e-2
     aligned = answer(net, picture[32:])
     assert np.abs(aligned[320:352] - whole[352:384]).max() <= 1e-6
-
-
-def test_the_grid_is_that_of_the_network():
-    assert tiling.GRID == DESIGNS["paper"].grid
-
-
-def reach(blindspot):
-    """How many rows above and below a pixel its value reaches, over all positions on the grid.
-
-    With positive weights and no biases, whatever depends on the only bright pixel is positive.
-    """
-    net = paper.UNet(1, blindspot=blindspot, width=1)
-    net.build((None, None, None, 1))
-    for weight in net.weights:
-        weight.assign(np.full(weight.shape, weight.name == "kernel") / np.prod(weight.shape[:3]))
-    pictures = np.zeros((tiling.GRID, 768, 32, 1), np.float32)
-    position = 384 + np.arange(tiling.GRID)
-    pictures[np.arange(tiling.GRID), position, 16] = 1e20  # so that a thin share does not vanish
-    reached = keras.ops.convert_to_numpy(net(pictures)).any(axis=(2, 3))
-    first, last = reached.argmax(axis=1), 767 - reached[:, ::-1].argmax(axis=1)
-    return max(position - first), max(last - position)
-
-
-@pytest.mark.parametrize(("blindspot", "rows"), [(True, 315), (False, 157)])
-def test_the_halo_covers_what_the_network_sees(blindspot, rows):
-    assert reach(blindspot) == (rows, rows)
-    assert tiling.HALO - tiling.GRID < 315 <= tiling.HALO

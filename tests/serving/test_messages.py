@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssdn_tf.serving import messages
+from ssdn_tf.serving import messages, prediction_pb2
 
 pytest.importorskip("tensorflow_serving")
 import tensorflow as tf  # noqa: E402
@@ -49,27 +49,27 @@ def test_warm_up_records_are_read_by_the_published_messages():
 def test_answers_are_read_as_they_were_written(value):
     response = predict_pb2.PredictResponse()
     response.outputs["denoised"].CopyFrom(tf.make_tensor_proto(value))
-    ours = messages.PredictResponse.FromString(response.SerializeToString())
-    found = messages.array(ours.outputs["denoised"])
+    ours = prediction_pb2.PredictResponse.FromString(response.SerializeToString())
+    found = messages.to_array(ours.outputs["denoised"])
     assert found.shape == np.shape(value) and found.dtype == np.asarray(value).dtype
     np.testing.assert_array_equal(found, value)
 
 
 def test_one_value_stands_for_all():
-    tensor = messages.TensorProto(dtype=1, float_val=[0.5])
+    tensor = prediction_pb2.TensorProto(dtype=1, float_val=[0.5])
     tensor.tensor_shape.dim.add(size=3)
-    assert messages.array(tensor).tolist() == [0.5, 0.5, 0.5]
+    assert messages.to_array(tensor).tolist() == [0.5, 0.5, 0.5]
 
 
 def test_other_types_and_broken_shapes_are_refused():
     with pytest.raises(ValueError, match="takes float32 or bytes"):
-        messages.fill_tensor(messages.TensorProto(), np.arange(3))
+        messages.fill_tensor(prediction_pb2.TensorProto(), np.arange(3))
     with pytest.raises(ValueError, match="type number 3"):
-        messages.array(messages.TensorProto(dtype=3))
-    tensor = messages.TensorProto(dtype=1, tensor_content=b"\0" * 8)
+        messages.to_array(prediction_pb2.TensorProto(dtype=3))
+    tensor = prediction_pb2.TensorProto(dtype=1, tensor_content=b"\0" * 8)
     tensor.tensor_shape.dim.add(size=3)
     with pytest.raises(ValueError):
-        messages.array(tensor)
+        messages.to_array(tensor)
 
 
 def test_metadata_is_read():
@@ -79,7 +79,7 @@ def test_metadata_is_read():
     info.dtype, info.name = 7, "image_bytes:0"
     info.tensor_shape.dim.add(size=-1)
     response.metadata["signature_def"].Pack(signatures)
-    ours = messages.GetModelMetadataResponse.FromString(response.SerializeToString())
-    found = messages.SignatureDefMap.FromString(ours.metadata["signature_def"].value)
+    ours = prediction_pb2.GetModelMetadataResponse.FromString(response.SerializeToString())
+    found = prediction_pb2.SignatureDefMap.FromString(ours.metadata["signature_def"].value)
     read = found.signature_def["denoise_png"].inputs["image_bytes"]
     assert (read.dtype, read.name, [dim.size for dim in read.tensor_shape.dim]) == (7, "image_bytes:0", [-1])

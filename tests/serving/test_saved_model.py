@@ -9,28 +9,18 @@ import subprocess
 import sys
 import sysconfig
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from serving_support import build
 
 from ssdn_tf.data import images
-from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, saved_models
 from ssdn_tf.noise import levels
 from ssdn_tf.serving import saved_model
-
-WIDTH = 4
-
-
-@pytest.fixture(autouse=True)
-def seeds():
-    """Instead of that of conftest.py, which empties TensorFlow's caches: each test would prepare the models
-    anew. `build` seeds what it draws, and nothing else here draws from TensorFlow or Keras."""
-
 
 SIZES = [(1, 1), (33, 47), (64, 64), (32, 96), (100, 35)]
 LEVELS = {"gaussian": 25.0, "poisson": 30.0, "impulse": 0.5}
@@ -49,17 +39,6 @@ SOME = [
 ]
 CASES = [pytest.param(e, id=e.name, marks=[] if e in SOME else pytest.mark.slow) for e in {*ALL, *SOME}]
 CASES.sort(key=lambda case: case.id)
-
-
-def build(experiment):
-    """An inference model with biases that are not zero."""
-    keras.utils.set_random_seed(0)
-    model = models.build(experiment, width=WIDTH).inference
-    rng = np.random.default_rng(0)
-    for variable in model.variables:
-        if variable.path.endswith("bias"):
-            variable.assign(rng.normal(0.1, 0.05, variable.shape))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +71,10 @@ def request(experiment, noisy, parameter=None):
 
 
 def keras_inputs(model, experiment, noisy):
-    """The same for the Keras model, filled up with zeros to its grid."""
-    count, height, width, _ = noisy.shape
-    inputs = {"noisy": np.pad(noisy, ((0, 0), (0, -height % 32), (0, -width % 32), (0, 0)))}
+    """Inputs of the Keras model."""
+    inputs = {"noisy": noisy}
     if "noise_parameter" in model.input:
-        inputs["noise_parameter"] = np.full((count, 1, 1, 1), experiment.parameter(experiment.low), np.float32)
+        inputs["noise_parameter"] = np.full((len(noisy), 1, 1, 1), experiment.parameter(experiment.low), np.float32)
     return inputs
 
 
@@ -188,17 +166,25 @@ def test_no_answer_depends_on_its_own_pixel_at_odd_sizes_and_in_the_border_band(
     assert own == [] and others == BAND
 
 
-def test_a_reflection_would_show_a_pixel_itself(monkeypatch):
-    """Negative control: filled up by reflection, the network sees the pixel across the edge."""
+class FilledByReflection:
+    """A model that sees each pixel again across the edge."""
 
-    def reflect(noisy):
-        fill = tf.math.floormod(-tf.shape(noisy)[1:3], 32)
-        padded = tf.pad(noisy, [[0, 0], [0, fill[0]], [0, fill[1]], [0, 0]], mode="REFLECT")
-        return tf.ensure_shape(padded, [None, None, None, 3])
+    def __init__(self, model):
+        self.model = model
+        self.input = model.input
 
-    monkeypatch.setattr(saved_model, "to_grid", reflect)
+    def __call__(self, inputs, training):
+        shape = tf.shape(inputs["noisy"])
+        fill = tf.math.floormod(-shape[1:3], 32)
+        noisy = tf.pad(inputs["noisy"], [[0, 0], [0, fill[0]], [0, fill[1]], [0, 0]], mode="REFLECT")
+        outputs = self.model(inputs | {"noisy": noisy}, training=training)
+        return {k: v if k == "noise_parameter" else v[:, : shape[1], : shape[2]] for k, v in outputs.items()}
+
+
+def test_a_reflection_would_show_a_pixel_itself():
+    """Negative control of the test above."""
     experiment = SOME[0]
-    endpoints = saved_model.Endpoints(build(experiment), experiment)
+    endpoints = saved_model.Endpoints(FilledByReflection(build(experiment)), experiment, {})
     own, _ = own_pixel_changes(endpoints.posterior, experiment, pictures(1, 40, 47), [(38, 20), (20, 45)])
     assert own == [(38, 20), (20, 45)]
 
@@ -230,6 +216,7 @@ def test_signatures_are_those_of_the_contract(exported, experiment):
         "posterior": ({"noisy": picture} | level, dict.fromkeys(names, picture) | {"noise_parameter": numbers}),
         "denoise_png": ({"image_bytes": texts} | level, {"image_bytes": texts}),
         "denoise_png16": ({"image_bytes": texts} | level, {"image_bytes": texts}),
+        "describe": ({"request": texts}, {"model_card": texts}),
     }
     if experiment.pipeline != "blindspot":
         del expected["posterior"]
@@ -261,6 +248,27 @@ def test_the_card_says_what_the_model_is(exported):
     assert card["noise"] == {"kind": "gaussian", "sigma": 25.0, "unit": "std, of 255"}
     assert card["name"] == "gauss25-blindspot-sigma_known" and card["channels"] == 3
     assert Experiment(**card["experiment"]) == SOME[0]
+    assert card["network"] == {"design": "paper", "grid": 32, "reach": 315}
+
+
+@pytest.mark.parametrize(
+    ("change", "network"),
+    [
+        ({}, {"design": "compact", "grid": 8, "reach": 75}),
+        ({"pipeline": "n2c", "parameter_source": None}, {"design": "compact", "grid": 8, "reach": 37}),
+    ],
+)
+def test_the_card_says_how_tiles_must_lie(change, network):
+    assert saved_model.model_card(Experiment(network="compact", **change))["network"] == network
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_model_describes_itself(exported, count):
+    """As many times as it is asked, since a server that batches splits the answer among the requests."""
+    _, path, loaded = exported(SOME[0])
+    found = loaded.signatures["describe"](request=tf.constant(["anything"] * count))["model_card"].numpy()
+    card = json.loads((path / saved_model.CARD).read_text())
+    assert [json.loads(text) for text in found] == [card] * count
 
 
 def test_warm_up_requests_are_answered(exported):
@@ -352,7 +360,7 @@ def test_requests_that_make_no_sense_are_refused_and_the_next_is_answered(export
         assert "sigma in [0, 1]" in refused(endpoint, **request(experiment, good, parameter=-0.1))
         assert "sigma in [0, 1]" in refused(endpoint, **request(experiment, good, parameter=np.nan))
         one = request(experiment, good) | {"noise_parameter": tf.constant([0.1])}
-        assert "expected one a picture" in refused(endpoint, **one)
+        assert "expected one level for each picture" in refused(endpoint, **one)
         refused(endpoint, noisy=tf.constant(good))
         refused(endpoint, **request(experiment, good[..., :2]))
         refused(endpoint, **request(experiment, good[0]))
@@ -365,7 +373,7 @@ def test_requests_that_make_no_sense_are_refused_and_the_next_is_answered(export
 )
 def test_levels_are_checked_and_the_ends_of_their_range_are_legal(kind, wrong):
     experiment = bayesian(kind, "known", 3)
-    endpoints = saved_model.Endpoints(build(experiment), experiment)
+    endpoints = saved_model.Endpoints(build(experiment), experiment, {})
     noisy = pictures(1, 8, 8)
     assert "noise_parameter: expected" in refused(endpoints.posterior, **request(experiment, noisy, parameter=wrong))
     level = levels.LEVELS[kind]
@@ -502,7 +510,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(saved_model, "_write", full)
-    with pytest.raises(UserError, match="expected to write a model, received 'No space left on device'"):
+    with pytest.raises(UserError, match=r"cannot write the model \(No space left on device\)"):
         saved_model.export(None, None, {}, tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []
 
@@ -512,7 +520,7 @@ def test_places_that_are_no_folder_of_versions_are_refused(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "saved_model.pb").write_text("mine")
     for name in ("file", "model"):
-        with pytest.raises(UserError, match="expected a folder for the versions of a model"):
+        with pytest.raises(ValueError, match="expected a folder for the versions of a model"):
             saved_model.export(None, None, {}, tmp_path / name)
     assert (tmp_path / "file").read_text() == "mine"
 
