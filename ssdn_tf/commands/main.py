@@ -19,7 +19,7 @@ from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import tiling
 from ssdn_tf.training import folder as runs
-from ssdn_tf.training import supervisor, tf_config
+from ssdn_tf.training import tf_config, workers
 
 TRAIN = """Trains a denoiser; no clean images are needed.
 
@@ -129,16 +129,13 @@ def train_main(v):
     task = tf_config.task_of(v.strategy)
     if task and not v.run_dir:
         raise UserError("--run_dir: expected with several workers, so that a lost one finds the run, received none.")
-    if task and len(task.addresses) > 1 and not supervisor.join():
-        return supervisor.supervise(task, 60 * v.wait_minutes, functools.partial(print, flush=True))
-    begin = supervisor.began() or begin  # --max_minutes counts from the first start
+    if task:
+        print(f"worker {task.index} of {len(task.addresses)}: waiting at most {v.wait_minutes:g} min", flush=True)
     cli.load_keras()
-    from ssdn_tf.training import distribution
-
-    devices = _devices(v, options)
-    # Worker 0 tells what all have in common.
-    tell = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
-    with distribution.loses_workers() if devices.workers > 1 else contextlib.nullcontext():
+    with workers.exit_if_another_is_lost() if task else contextlib.nullcontext():
+        devices = _devices(v, options)
+        # Worker 0 tells what all have in common.
+        tell = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
         return _train(v, options, devices, tell, begin)
 
 
@@ -148,7 +145,7 @@ def _devices(v, options):
 
     if v.cpu_devices > 1:
         distribution.split_cpu(v.cpu_devices)
-    devices = distribution.make(v.strategy, options.batch_size)
+    devices = distribution.make(v.strategy, options.batch_size, 60 * v.wait_minutes)
     if devices.strategy and v.steps_per_execution > 1:
         raise UserError(
             f"--steps_per_execution: expected 1 with several replicas, as Keras cannot do more, "

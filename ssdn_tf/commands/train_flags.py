@@ -133,7 +133,7 @@ def define(v):
         "cpu_devices", 1, "devices to make of the CPU, to try --strategy=mirrored", lower_bound=1, flag_values=v
     )
     flags.DEFINE_float(
-        "wait_minutes", 10.0, "how long workers wait for each other at the start, and for one that was lost",
+        "wait_minutes", 10.0, "how long workers wait for each other at the start",
         lower_bound=0.0, flag_values=v,
     )  # fmt: skip
     flags.DEFINE_integer("memory_mb", 2048, "memory for decoded pictures, in MiB", lower_bound=0, flag_values=v)

@@ -223,24 +223,24 @@ class Run:
         self.checkpoint = self.run_dir / "checkpoint.npz"
         self.devices = devices or distribution.Devices()
         self.stopped_by_signal = False
-        together = functools.partial(distribution.together, self.devices)
-        store, held_out = together(lambda: self._open(options, data_dir, memory_mb))
+        run_on_all = functools.partial(distribution.run_on_all, self.devices)
+        store, held_out = run_on_all(lambda: self._open(options, data_dir, memory_mb))
         self.options = options = settle(options, store)
         distribution.require_same(self.devices, [options.to_dict(), store.description()])
         self.samples = make_samples(options, store)
-        self.validation = together(lambda: Validation(held_out, options) if self.devices.is_chief else None)
+        self.validation = run_on_all(lambda: Validation(held_out, options) if self.devices.is_chief else None)
         report = report_images or max(options.train_images // 40, _LEAST_REPORT)
         self.report_steps = max(1, report // options.batch_size)
         with contextlib.ExitStack() as on_error:
-            self.lock = on_error.enter_context(together(self._claim))
+            self.lock = on_error.enter_context(run_on_all(self._claim))
             self.denoiser = build(options, self.samples, jit, self.devices, steps_per_execution)
             self.optimizer = self.denoiser.training.optimizer
             self.variables = checkpoints.named_variables(self.denoiser.training, self.optimizer)
             self.unreported = _NOTHING
-            together(self._restore)
+            run_on_all(self._restore)
             self.devices.broadcast(list(self.variables.values()))
             self.step = _number(self.optimizer.iterations)
-            self.history = together(self._open_history)
+            self.history = run_on_all(self._open_history)
             on_error.pop_all()
 
     @staticmethod
@@ -294,7 +294,7 @@ class Run:
                     self.save()
                     watch.saved()
             # No worker ends before the checkpoint is there: one that has ended cannot help to train it again.
-            distribution.together(self.devices, self.save)
+            distribution.run_on_all(self.devices, self.save)
         self.stopped_by_signal = watch.received
         return self.step >= self.options.steps
 

@@ -76,7 +76,7 @@ class Watch(keras.callbacks.Callback):
             self._looks += 1
             if self._looks % _AGREE_STEPS:
                 return
-            wishes = self.devices.collect(received + 2 * late)
+            wishes = self.devices.all_gather(received + 2 * late)
             received, late = (any(wish & bit for wish in wishes) for bit in (1, 2))
         self.received, self.late = received, late
 
