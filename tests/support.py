@@ -4,6 +4,7 @@ Nothing here is believed: test_support.py shows that each helper passes and fail
 """
 
 import json
+import socket
 
 import keras
 import numpy as np
@@ -32,6 +33,23 @@ def write_pictures(folder, count, rows, columns):
         blocks = np.kron(rng.integers(0, 256, (rows, columns, 3)), np.ones((8, 8, 1)))
         Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{i}.png")
     return folder
+
+
+def free_ports(count):
+    """`count` different ports of this machine that nothing listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("localhost", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def tf_config(ports, index):
+    """TF_CONFIG of worker `index` of several on this machine."""
+    cluster = {"worker": [f"localhost:{port}" for port in ports]}
+    return json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
 
 
 def z_test(samples, expected, limit=5.0):

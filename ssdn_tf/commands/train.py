@@ -1,5 +1,6 @@
 """The command train.py."""
 
+import contextlib
 import functools
 import math
 import shlex
@@ -28,17 +29,34 @@ def main(values):
     """Trains as the flags say; returns the exit code."""
     began = time.monotonic()
     options = train_flags.options_from_flags(values)
+    from ssdn_tf.training import tf_config, workers
+
+    task = tf_config.task_of(values.strategy)
+    if task and not values.run_dir:
+        raise UserError("several workers need --run_dir, so that a worker that starts again finds the run.")
+    if task:
+        wait = f"waiting at most {values.wait_minutes:g} min for the others"
+        print(f"Worker {task.index} of {len(task.addresses)}, {wait}.", flush=True)
+    with workers.exit_if_another_is_lost() if task else contextlib.nullcontext():
+        devices = _make_devices(values, options)
+        # Worker 0 reports for all.
+        log = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
+        return _train(values, options, devices, log, began)
+
+
+def _make_devices(values, options):
     from ssdn_tf.training import distribution
 
     if values.cpu_devices > 1:
         distribution.split_cpu(values.cpu_devices)
-    devices = distribution.make(values.strategy, min(stage.batch_size for stage in options.stages))
-    log = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
+    # All stages must share their batches evenly.
+    batch_size = math.gcd(*(stage.batch_size for stage in options.stages))
+    devices = distribution.make(values.strategy, batch_size, 60 * values.wait_minutes)
     if devices.strategy and values.steps_per_execution > 1:
         raise UserError("--steps_per_execution: Keras takes only one step at a time with several replicas.")
     if options.precision == "bfloat16":
         distribution.require_bfloat16()
-    return _train(values, options, devices, log, began)
+    return devices
 
 
 def _train(values, options, devices, log, began):

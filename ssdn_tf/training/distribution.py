@@ -1,18 +1,14 @@
-"""Where a training runs: one device, the devices of this machine, or several machines.
+"""Where a training runs: on one device, on the devices of this machine, or on several machines.
 
-TensorFlow: tf.distribute with MirroredStrategy, or MultiWorkerMirroredStrategy as TF_CONFIG describes it.
+TensorFlow: tf.distribute with MirroredStrategy, or with MultiWorkerMirroredStrategy as TF_CONFIG describes it.
 JAX: keras.distribution.DataParallel over the devices of this machine.
 
-Samples depend on their number alone, and gradients are summed, so all of them train the same
-network up to the rounding of sums.
+A sample depends on its number alone, and gradients are summed over replicas, so all of them train the same network up
+to the rounding of sums.
 """
 
 import contextlib
-import functools
 import json
-import os
-import signal
-import sys
 import zlib
 
 import keras
@@ -20,18 +16,18 @@ import numpy as np
 
 from ssdn_tf.data import images
 from ssdn_tf.errors import UserError
-from ssdn_tf.training import supervisor, tf_config
+from ssdn_tf.training import tf_config, workers
 
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 
 
 class Devices:
-    """One device; also what the others have in common.
+    """One device; also what the other kinds have in common.
 
     Attributes:
         strategy: tf.distribute.Strategy of several replicas, or None.
-        replicas: parts of a batch, on all machines run_on_all.
-        workers, worker: number of processes, and which of them this one is.
+        replicas: number of parts that a batch is split into, over all machines.
+        workers, worker: number of processes, and the number of this one.
     """
 
     strategy = None
@@ -40,15 +36,15 @@ class Devices:
 
     @property
     def is_chief(self):
-        """True in the process that writes the run's folder and reports."""
+        """True in the process that writes the run's folder and the reports."""
         return self.worker == 0
 
     def scope(self):
-        """Where models and optimizers are made."""
+        """Context in which models and optimizers are made."""
         return contextlib.nullcontext()
 
     def all_gather(self, number):
-        """`number`, an integer, of each worker: a list. All workers must call this."""
+        """The `number`, an integer below 2**53, of every worker: a list. All workers must call this."""
         return [int(number)]
 
     def broadcast(self, variables):
@@ -56,7 +52,7 @@ class Devices:
 
 
 class JaxDevices(Devices):
-    """Several devices of one machine under JAX, which splits batches by itself."""
+    """Several devices of one machine under JAX, which splits batches itself."""
 
     def __init__(self, devices):
         self.replicas = len(devices)
@@ -74,72 +70,53 @@ class TensorFlowDevices(Devices):
     def scope(self):
         return self.strategy.scope()
 
-    @functools.cached_property
-    def _sum_of_firsts(self):
-        """tf.function: sums over workers, of the tensors that the first replica of each has."""
+    def _sum(self, vector):
+        """The sum of the float64 vectors that the workers pass."""
         import tensorflow as tf
 
-        own = self.replicas // self.workers
+        replicas_here = self.replicas // self.workers
 
-        def add(parts):
-            context = tf.distribute.get_replica_context()
-            first = context.replica_id_in_sync_group % own == 0
-            parts = [tf.where(first, part, tf.zeros_like(part)) for part in parts]
-            return context.all_reduce(tf.distribute.ReduceOp.SUM, parts)
+        def value(context):
+            # The strategy sums over replicas, so only the first one of each worker counts.
+            first = context.replica_id_in_sync_group % replicas_here == 0
+            return tf.constant(vector if first else np.zeros_like(vector))
 
-        @tf.function
-        def run(parts):
-            return [self.strategy.experimental_local_results(s)[0] for s in self.strategy.run(add, args=(parts,))]
-
-        return run
-
-    def _sum(self, tensors):
-        sums = [None] * len(tensors)
-        # The exchange joins tensors, so each has those of one type.
-        for dtype in sorted({tensor.dtype for tensor in tensors}, key=str):
-            where = [i for i, tensor in enumerate(tensors) if tensor.dtype == dtype]
-            for i, total in zip(where, self._sum_of_firsts([tensors[i] for i in where])):
-                sums[i] = total.numpy()
-        return sums
+        values = self.strategy.experimental_distribute_values_from_function(value)
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy()
 
     def all_gather(self, number):
         if self.workers == 1:
             return super().all_gather(number)
-        import tensorflow as tf
-
-        own = np.zeros(self.workers, np.int64)
-        own[self.worker] = number
-        return [int(n) for n in self._sum([tf.constant(own)])[0]]
+        numbers = np.zeros(self.workers, np.float64)
+        numbers[self.worker] = number
+        return [int(n) for n in self._sum(numbers)]
 
     def broadcast(self, variables):
         if self.workers == 1:
             return
-        import tensorflow as tf
-
-        # Counters as int64: on GPUs, TensorFlow keeps int32 in the memory of the host.
-        values = [tf.constant(v.numpy()) for v in variables]
-        values = [tf.cast(value, tf.int64) if value.dtype == tf.int32 else value for value in values]
-        if not self.is_chief:
-            values = [tf.zeros_like(value) for value in values]
+        values = [np.asarray(variable.numpy()) for variable in variables]
+        # float64 holds every float32 and every counter exactly.
+        vector = np.concatenate([value.ravel().astype(np.float64) for value in values])
+        vector = self._sum(vector if self.is_chief else np.zeros_like(vector))
+        ends = np.cumsum([value.size for value in values])
         with self.scope():
-            for variable, value in zip(variables, self._sum(values)):
-                variable.assign(value)
+            for variable, value, part in zip(variables, values, np.split(vector, ends[:-1])):
+                variable.assign(part.reshape(value.shape).astype(value.dtype))
 
 
 class Replicated(keras.Model):
     """A training model (its loss is added inside) for `fit` under a tf.distribute strategy.
 
-    XLA compiles what one replica computes: `compile(jit_compile=True)` would compile the exchange
-    between replicas too, which fails. Logs have shape [1], as `fit` averages them over workers along
-    their first axis (keras-team/keras#20585).
+    `compile(jit_compile=True)` fails, because it compiles the exchange between replicas too. Set `jit` before `fit`
+    instead: then XLA compiles what one replica computes.
 
-    Set `jit` before `fit`.
+    Logs have shape [1], because `fit` averages them over workers along their first axis (keras-team/keras#20585).
     """
 
     jit = False
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Keras averages a batch over the workers here, to build a model; ours is built, and a dict fails."""
+        """Does nothing: the model is built. Keras would average a batch over the workers, which fails for a dict."""
 
     def train_step(self, data):
         import tensorflow as tf
@@ -153,7 +130,7 @@ class Replicated(keras.Model):
         loss, gradients = loss_and_gradients(data)
         gradients = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         self.optimizer.apply_gradients(zip(gradients, self.trainable_variables))
-        # The loss of a replica is scaled, so that the sum over replicas is the loss of the batch.
+        # compute_loss divides by the number of replicas, so that the gradients add up to that of the batch.
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
         for metric in self.metrics:
             metric.update_state(tf.cast(replicas, loss.dtype) * loss)
@@ -174,7 +151,7 @@ def training_model(model, devices, **compile_arguments):
 
 
 def run_on_all(devices, function):
-    """function(), by each worker; where one raises a UserError, all do.
+    """Runs function() on every worker; if it raises a UserError on one, all raise one. All workers must call this.
 
     Returns:
         What it returns here.
@@ -184,51 +161,48 @@ def run_on_all(devices, function):
         result = function()
     except UserError as error:
         problem = error
-    failed = [worker for worker, bad in enumerate(devices.all_gather(problem is not None)) if bad]
+    failed = devices.all_gather(problem is not None)
     if problem:
         raise problem
-    if failed:
-        raise UserError(f"expected all workers to be ready, received an error from worker {failed[0]}, which tells it.")
+    if any(failed):
+        raise UserError(f"worker {failed.index(1)} has stopped with an error; its own output says why.")
     return result
 
 
 def require_same(devices, description):
-    """Raises a UserError unless each worker has the same `description`, which is JSON-able."""
-    digest = zlib.crc32(json.dumps(description).encode())
-    digests = devices.all_gather(digest)
-    others = [worker for worker, other in enumerate(digests) if other != digests[0]]
-    if others:
-        raise UserError(
-            "expected the same flags and pictures on all workers, "
-            f"received others on worker {others[0]} than on worker 0."
-        )
+    """Raises a UserError unless every worker has the same `description`, which must fit into JSON."""
+    digests = devices.all_gather(zlib.crc32(json.dumps(description).encode()))
+    different = [worker for worker, digest in enumerate(digests) if digest != digests[0]]
+    if different:
+        raise UserError(f"worker {different[0]} has other flags or pictures than worker 0; all workers need the same.")
 
 
-# ---------------------------------------------------------------- choosing
+# ---------------------------------------------------------------- choosing devices
 
 
-def make(strategy, batch_size):
-    """The Devices of a training. To be called before TensorFlow computes anything.
+def make(strategy, batch_size, wait_seconds=600):
+    """Returns the Devices of a training. Call it before TensorFlow computes anything.
 
     Args:
-        strategy: one of STRATEGIES. auto: multi_worker where TF_CONFIG names several workers; else all GPUs,
+        strategy: one of STRATEGIES. auto: multi_worker if TF_CONFIG names several workers; else all GPUs,
             or as many as share a batch evenly.
-        batch_size: crops a step, over all replicas.
+        batch_size: crops in a step, over all replicas.
+        wait_seconds: how long to wait for other workers at most.
 
     Raises:
-        UserError: TF_CONFIG is wrong, devices or workers are missing, or they cannot share a batch.
+        UserError: TF_CONFIG is wrong, devices or workers are missing, or they cannot share a batch evenly.
     """
     task = tf_config.task_of(strategy)
     if task:
-        devices = _multi_worker(task)
+        devices = TensorFlowDevices(workers.connect(task, wait_seconds), len(task.addresses), task.index)
     elif strategy == "one_device":
         return Devices()
     else:
         devices = _mirrored(_local_devices(), strategy == "mirrored", batch_size)
     if batch_size % devices.replicas:
         raise UserError(
-            f"--batch_size: expected a multiple of the {devices.replicas} devices that share a batch, "
-            f"received {batch_size}."
+            f"expected a batch size that is a multiple of {devices.replicas}, the number of devices that share a "
+            f"batch, received {batch_size}."
         )
     return devices
 
@@ -238,7 +212,7 @@ def _is_jax():
 
 
 def _local_devices():
-    """Accelerators, or where there is none, the logical CPU devices."""
+    """GPUs and other accelerators, or the logical CPU devices if there is none."""
     if _is_jax():
         import jax
 
@@ -248,18 +222,17 @@ def _local_devices():
     return tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
 
 
-def _mirrored(found, demanded, batch_size):
+def _mirrored(found, use_all, batch_size):
     count = len(found)
-    if demanded and count < 2:
+    if use_all and count < 2:
         name = found[0].device_kind if _is_jax() else found[0].name
         raise UserError(
-            f"--strategy=mirrored: expected two devices or more, received one ({name}); "
-            "--strategy=one_device trains on it."
+            f"strategy mirrored: expected two devices or more, found one ({name}); strategy one_device trains on it."
         )
-    if not demanded:
+    if not use_all:
         count = max(n for n in range(1, count + 1) if batch_size % n == 0)
         if count < len(found):
-            images.warn(f"{count} of {len(found)} devices are used, which share a batch of {batch_size} evenly.")
+            images.warn(f"using {count} of {len(found)} devices, so that they share a batch of {batch_size} evenly.")
     if count == 1:
         return Devices()
     if _is_jax():
@@ -270,7 +243,7 @@ def _mirrored(found, demanded, batch_size):
 
 
 def require_bfloat16():
-    """Raises a UserError unless the device computes with bfloat16 (on CPUs it is emulated, many times slower)."""
+    """Raises a UserError unless the device computes with bfloat16. CPUs emulate it, many times slower."""
     if _is_jax():
         import jax
 
@@ -282,11 +255,11 @@ def require_bfloat16():
         details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
         name, has = details.get("device_name", "a CPU"), details.get("compute_capability", (0, 0)) >= (8, 0)
     if not has:
-        raise UserError(f"--precision=bfloat16: expected a device that computes with it, received {name}.")
+        raise UserError(f"precision bfloat16: expected a GPU of compute capability 8 or more, found {name}.")
 
 
 def split_cpu(count):
-    """Makes `count` devices of the CPU, to try a strategy on. To be called before anything is computed."""
+    """Splits the CPU into `count` devices, to try a strategy on. Call it before anything is computed."""
     if _is_jax():
         import jax
 
@@ -296,45 +269,3 @@ def split_cpu(count):
 
         parts = [tf.config.LogicalDeviceConfiguration()] * count
         tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], parts)
-
-
-# ---------------------------------------------------------------- several workers
-
-
-def _multi_worker(task):
-    import tensorflow as tf
-
-    supervisor.report_loaded()
-    with loses_workers():
-        strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    # TensorFlow has taken the signal for itself, and does nothing on it.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    supervisor.report_connected()
-    return TensorFlowDevices(strategy, len(task.addresses), task.index)
-
-
-@contextlib.contextmanager
-def loses_workers():
-    """Ends the process with the exit code that tells its supervisor that another worker is lost, where it is."""
-    import tensorflow as tf
-
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if not _is_a_loss(error):
-            raise
-        print(" ".join(str(error.message).split())[:300], file=sys.stderr, flush=True)
-        os._exit(supervisor.LOST)  # TensorFlow's threads still wait for the others
-
-
-def _is_a_loss(error):
-    """True for what the others see when a worker ends, or is back before they have noticed."""
-    from tensorflow import errors
-
-    lost = (errors.UnavailableError, errors.AbortedError, errors.DeadlineExceededError, errors.CancelledError)
-    text = str(error.message)
-    if isinstance(error, errors.FailedPreconditionError):
-        return "incarnation" in text
-    if isinstance(error, errors.InternalError):
-        return "NCCL" in text or "ollective" in text
-    return isinstance(error, lost)

@@ -1,4 +1,4 @@
-"""What TF_CONFIG says about the workers of a training, read without TensorFlow."""
+"""TF_CONFIG, the environment variable that names the workers of a training; read without TensorFlow."""
 
 import dataclasses
 import json
@@ -9,41 +9,40 @@ from ssdn_tf.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What TF_CONFIG says: the addresses of all workers, the chief's first, and which one this is."""
+    """The addresses (host:port) of all workers, the chief's first, and the index of this one among them."""
 
     addresses: tuple
     index: int
 
 
 def task_of(strategy):
-    """The Task of this process, or None if `strategy` (see `make`) means one worker.
+    """The Task of this process, or None if `strategy` (see `distribution.make`) means one worker.
 
     Raises:
-        UserError: TF_CONFIG is wrong, or is missed.
+        UserError: TF_CONFIG is wrong, or not set where the strategy needs it.
     """
     text = os.environ.get("TF_CONFIG")
     if strategy not in ("auto", "multi_worker") or not text and strategy == "auto":
         return None
     if not text:
         raise UserError(
-            "--strategy=multi_worker: expected the environment variable TF_CONFIG, which names the workers, "
-            "received none."
+            "strategy multi_worker: expected TF_CONFIG, the environment variable that names the workers; it is not set."
         )
     task = parse_task(text)
     if strategy == "auto" and len(task.addresses) == 1:
         return None
     if os.environ.get("KERAS_BACKEND") == "jax":
         raise UserError(
-            "--strategy=multi_worker: expected KERAS_BACKEND=tensorflow, received jax, which is for one machine here."
+            "strategy multi_worker: expected KERAS_BACKEND=tensorflow, received jax, which trains on one machine only."
         )
     return task
 
 
 def parse_task(text):
-    """Task of a TF_CONFIG, as TensorFlow's "Multi-worker training with Keras" describes it.
+    """The Task that the text of a TF_CONFIG describes (TensorFlow's tutorial "Multi-worker training with Keras").
 
     Raises:
-        UserError: no JSON, no workers, an address without a port, or a task that is not in the cluster.
+        UserError: it is not JSON, names no workers, or has an address without a port or a task outside of the cluster.
     """
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     try:

@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssdn_tf.commands import cli, train_flags
-from ssdn_tf.commands import main as commands
-from ssdn_tf.errors import UserError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def eager():
-    """Without compilation, which would take most of the time here."""
-    from ssdn_tf.training import run
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "_COMPILE", {"run_eagerly": True})
-        yield
+from ssdn_tf.commands import cli, train, train_flags
+from ssdn_tf.training.options import Stage
 
 
 def call(main, *arguments):
@@ -64,27 +53,31 @@ WRONG = {
     "--lam=30": "--lam: expected --sigma with gaussian noise, received the flag of poisson noise",
     "--noise=speckle": "noise.*speckle",
     "--nose=gaussian": "nose",
-    "--crop=50": "--crop: expected a multiple of 32, received 50",
-    "--crop=abc": "crop.*abc",
-    "--final_images=5 --final_crop=100": "--final_crop: expected a multiple of 32, received 100",
-    "--preset=quick --train_images=10 --final_images=11": "--final_images: expected at most --train_images=10, re.* 11",
+    "--stages=50x1": "--stages: expected crops that are multiples of 8, received 50",
+    "--stages=64": "--stages: expected crop x batch : share, .* received '64'",
+    "--stages=64x1:0.5,128x1:0.4": "--stages: expected shares that sum to 1",
+    "--preset=paper --stages=72x1": "--stages: expected crops that are multiples of 32, received 72",
+    "--budget=soon": "--budget: expected a time such as 90s, 30min or 2h, received 'soon'",
+    "--budget=0min": "--budget: expected a time",
+    "--budget=5min --train_images=10": "--train_images and --budget both say how long to train",
     "--train_images=0": "train_images",
-    "--batch_size=-1": "batch_size",
+    "--network=huge": "network.*huge",
+    "--average=1": "average",
     "--learning_rate=0": "--learning_rate: expected a number above 0, received 0",
     "--learning_rate=nan": "--learning_rate: expected a number above 0, received nan",
     "--experiment=gauss25": "--experiment: expected one of .* received 'gauss25'",
-    "--experiment=gauss25-n2c --sigma=5": "--experiment: expected no other description of the run, received --sigma",
-    "--pipeline=n2c --parameter_source=known": "--parameter_source: expected with --pipeline=blindspot",
-    "--pipeline=n2c --covariance=diagonal": "--covariance: expected with --pipeline=blindspot",
-    "--likelihood=mixture": "--likelihood: expected with --noise=impulse",
-    "--noisy --pipeline=n2n": "--noisy: expected a pipeline that needs no clean picture",
-    "--noisy --validation=kodak": "--validation: expected none with --noisy",
+    "--experiment=gauss25-n2c --sigma=5": "--experiment describes the run already; remove --sigma",
+    "--pipeline=n2c --parameter_source=known": "--parameter_source is only for --pipeline=blindspot",
+    "--pipeline=n2c --covariance=diagonal": "--covariance is only for --pipeline=blindspot",
+    "--likelihood=mixture": "--likelihood is only for impulse noise",
+    "--noisy --pipeline=n2n": "--noisy needs a pipeline without clean images",
+    "--noisy --validation=kodak": "--validation: with --noisy, expected held_out or none",
     "--parameter_start=high": "--parameter_start: .* a level, a number between 0 and 255 .*, received 'high'",
     "--noise=impulse --parameter_start=1": "--parameter_start: .* a level, a number between 0 and 1 .*, received '1'",
     "--parameter_rate=-1": "--parameter_rate: expected a number above 0",
     "--train_data=/nowhere": "expected a folder with pictures, received '/nowhere'",
     "--train_data=tfds:mnist": "tfds",
-    "--warm_start=/nowhere": "expected the folder of a run, received '/nowhere'",
+    "--warm_start=/nowhere": "'/nowhere' is not the folder of a run",
     "--validation=kodak": "expected a data_dir with the folder 'kodak'",
     "gaussian": "expected flags .--name=value., received 'gaussian'",
 }
@@ -94,7 +87,7 @@ WRONG = {
 def test_wrong_input_gets_one_sentence_and_writes_nothing(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
-    assert call(commands.train_main, "--preset=quick", *arguments.split(" ")) == 1
+    assert call(train.main, "--preset=quick", *arguments.split(" ")) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert re.search(WRONG[arguments], error), error
@@ -102,7 +95,7 @@ def test_wrong_input_gets_one_sentence_and_writes_nothing(arguments, tmp_path, c
 
 
 def test_no_flags_at_all_give_the_help(capsys):
-    assert call(commands.train_main) == 0
+    assert call(train.main) == 0
     out = capsys.readouterr().out
     assert out.startswith("TEXT") and "--train_data" in out and "--parameter_source" in out
 
@@ -117,12 +110,12 @@ def test_a_script_ends_with_the_exit_code_and_without_a_traceback():
 def test_an_empty_folder_and_one_without_a_usable_picture_are_refused(tmp_path, capsys):
     empty, broken = tmp_path / "empty", tmp_path / "broken"
     empty.mkdir(), broken.mkdir()
-    assert call(commands.train_main, "--preset=quick", f"--train_data={empty}") == 1
+    assert call(train.main, "--preset=quick", f"--train_data={empty}") == 1
     assert "expected pictures" in capsys.readouterr().err
     (broken / "a.png").write_bytes(b"no picture")
     Image.fromarray(np.zeros((20, 90, 3), np.uint8)).save(broken / "small.png")
     (broken / "notes.txt").write_text("x")
-    assert call(commands.train_main, "--preset=quick", f"--train_data={broken}") == 1
+    assert call(train.main, "--preset=quick", f"--train_data={broken}") == 1
     lines = capsys.readouterr().err.splitlines()
     assert any("notes.txt" in line for line in lines)
     assert any("a.png" in line and "no readable picture" in line for line in lines)
@@ -130,30 +123,31 @@ def test_an_empty_folder_and_one_without_a_usable_picture_are_refused(tmp_path, 
     assert lines[-1].startswith("error: expected pictures of at least 64x64")
 
 
-def test_defaults_are_the_papers_unless_the_preset_says_otherwise():
-    paper = options("--noise=impulse", "--alpha=0.5")
-    assert (paper.crop, paper.batch_size, paper.train_images) == (256, 4, 4_000_000)
-    assert (paper.learning_rate, paper.start, paper.rate) == (3e-4, "published", 1.0)
+def test_presets_say_how_long_and_on_what():
+    paper = options("--noise=impulse", "--alpha=0.5", "--preset=paper")
+    assert paper.stages == (Stage(256, 4, 1.0, 4_000_000),) and paper.budget is None
+    assert (paper.learning_rate, paper.optimizer, paper.average, paper.augment) == (3e-4, "adam", 0.0, False)
+    assert (paper.start, paper.rate, paper.validation) == ("published", 1.0, "none")
     assert paper.experiment.name == "impulse50-blindspot-sigma_known"
-    quick = options("--preset=quick", "--crop=96")
-    assert quick.final_images == 0 and quick.clip_norm == 0
-    impulse = options("--preset=quick", "--noise=impulse", "--train_images=1000")
-    assert (impulse.final_images, impulse.final_crop, impulse.clip_norm) == (30, 256, 5.0)
-    assert options("--preset=quick", "--noise=impulse", "--crop=256").final_images == 0
-    assert quick.crop == 96 and quick.train_images < 10_000 and quick.experiment.name == "gauss25-blindspot-sigma_known"
+    for name, seconds in (("quick", 300), ("hour", 3600), ("night", 8 * 3600)):
+        preset = options(f"--preset={name}")
+        assert preset.budget == seconds and not preset.planned
+        assert (preset.optimizer, preset.average, preset.augment) == ("muon", 0.999, True)
+        assert preset.experiment.name == "gauss25-blindspot-sigma_known-compact"
+    assert options() == options("--preset=hour")
+
+
+def test_flags_change_what_a_preset_says():
+    fixed = options("--preset=quick", "--train_images=1000", "--stages=64x2:0.7,128x1:0.3", "--noaugment")
+    assert fixed.stages == (Stage(64, 2, 0.7, 700), Stage(128, 1, 0.3, 300)) and fixed.budget is None
+    assert not fixed.augment
+    assert options("--budget=30min").budget == 1800 and options("--preset=paper", "--budget=2h").budget == 7200
     noisy = options("--noisy", "--train_data=x")
-    assert noisy.experiment.parameter_source == "global" and noisy.validation == "none"
+    assert noisy.experiment.parameter_source == "global" and noisy.validation == "held_out"
+    assert options("--experiment=gauss25-n2c", "--network=compact").experiment.name == "gauss25-n2c-compact"
 
 
 def test_a_named_experiment_is_the_published_row():
-    assert options("--experiment=poisson5_50-blindspot-sigma_per_image-mono").experiment.name == (
-        "poisson5_50-blindspot-sigma_per_image-mono"
-    )
-
-
-def test_a_long_training_names_the_quick_preset(pictures, tmp_path, capsys, monkeypatch):
-    from ssdn_tf.training import run
-
-    monkeypatch.setattr(run, "Run", lambda *a, **k: (_ for _ in ()).throw(UserError("enough")))
-    call(commands.train_main, "--noise=gaussian", f"--train_data={pictures}", f"--runs={tmp_path}")
-    assert "more than a day; --preset=quick" in capsys.readouterr().out
+    name = "poisson5_50-blindspot-sigma_per_image-mono"
+    named = options(f"--experiment={name}")
+    assert named.experiment.name == name and named.stages == (Stage(256, 4, 1.0, 2_000_000),)
