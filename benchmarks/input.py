@@ -25,6 +25,8 @@ import sys
 import tempfile
 import time
 
+import harness
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 CROP, BATCH = 256, 4
@@ -131,4 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    harness.help_or_run(main, __doc__)

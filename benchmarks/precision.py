@@ -21,6 +21,8 @@ import pathlib
 import sys
 from unittest import mock
 
+import harness
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 CROP = 64
@@ -99,4 +101,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    harness.help_or_run(main, __doc__)

@@ -21,6 +21,8 @@ import subprocess
 import sys
 import time
 
+import harness
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 CROP, SHARE, STEPS, ROUNDS = 64, 2, 24, 3
@@ -111,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    harness.help_or_run(main, __doc__)

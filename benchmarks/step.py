@@ -27,6 +27,8 @@ import subprocess
 import sys
 import time
 
+import harness
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 CASES = {
@@ -61,7 +63,7 @@ def work(width=48, channels=3, outputs=9, fused=True):
         taps = 4 if fused else 9
         total += 4 * (taps * up + 9 * skip) * first.filters / scale
         total += 4 * 9 * second.kernel.shape[2] * second.filters / scale
-    for layer in (network.nin_a, network.nin_b, network.nin_c):
+    for layer in (*network.head, network.last):
         total += layer.kernel.shape[2] * layer.filters
     return total
 
@@ -92,15 +94,26 @@ def best_of(function, repeats):
     return best
 
 
+def plain_upsampling(layer, low, skip):
+    """`UpsampleConvolution.call` as it is usually written: upsample, concatenate, convolve."""
+    from keras import ops
+
+    up = ops.repeat(ops.repeat(low, 2, axis=1), 2, axis=2)
+    return layer._activate(layer._convolve(ops.concatenate([up, skip], axis=-1), layer.kernel))
+
+
 def prepare(mode, batch, height, width, fused=True, jit=True):
     """A training step, or denoising, as a function."""
     import keras
     import numpy as np
 
     from ssdn_tf.denoisers import experiments, models
+    from ssdn_tf.networks import layers
     from ssdn_tf.training.optimizers import SkippingAdam
 
-    denoiser = models.build(experiments.Experiment(), fused=fused)
+    if not fused:
+        layers.UpsampleConvolution.call = plain_upsampling
+    denoiser = models.build(experiments.Experiment())
     keras.utils.set_random_seed(0)
     samples = {
         "noisy": np.random.rand(batch, height, width, 3).astype("float32"),
@@ -191,4 +204,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    harness.help_or_run(main, __doc__)
