@@ -37,9 +37,7 @@ def parse_stages(text):
     for part in text.split(","):
         found = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})(?::(0?\.\d+|1|1\.0*))?", part.strip())
         if not found or (found[3] is None and "," in text):
-            raise ValueError(
-                f"expected stages such as 64x1 or 64x1:0.6,128x1:0.4 (crop x batch : share), received '{text}'"
-            )
+            raise ValueError(f"expected crop x batch : share, such as 64x1:0.6,128x1:0.4, received '{text}'.")
         stages.append(Stage(int(found[1]), int(found[2]), float(found[3] or 1)))
     if abs(sum(stage.share for stage in stages) - 1) > 1e-6:
         raise ValueError(f"expected shares that sum to 1, received '{text}'")

@@ -127,7 +127,7 @@ def test_presets_say_how_long_and_on_what():
     paper = options("--noise=impulse", "--alpha=0.5", "--preset=paper")
     assert paper.stages == (Stage(256, 4, 1.0, 4_000_000),) and paper.budget is None
     assert (paper.learning_rate, paper.optimizer, paper.average, paper.augment) == (3e-4, "adam", 0.0, False)
-    assert (paper.start, paper.rate, paper.validation) == ("published", 1.0, "none")
+    assert (paper.start, paper.rate, paper.validation) == ("published", 1.0, "held_out")
     assert paper.experiment.name == "impulse50-blindspot-sigma_known"
     for name, seconds in (("quick", 300), ("hour", 3600), ("night", 8 * 3600)):
         preset = options(f"--preset={name}")

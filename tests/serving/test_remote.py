@@ -97,8 +97,9 @@ def test_200_tiles_of_8_clients_and_mixed_pictures_on_a_batching_server(servable
     """Pictures of mixed sizes, cut into tiles of one size, which the server merges."""
     requests, expected = [], {}
     for number, (height, width) in enumerate([(64, 80), (100, 64), (130, 65), (90, 120), (64, 300)] * 20):
+        height, width = tiling.to_grid(height, 32), tiling.to_grid(width, 32)
         picture = images.to_float(random_pixels(height, width, seed=number % 5))
-        for tile in tiling.tiles(height, width, 64, 0):
+        for tile in tiling.tiles(height, width, 64, 0, 32):
             inputs = {"noisy": tile.cut(picture)[None], "noise_parameter": SIGMA}
             key = (number % 5, tile)
             requests.append((key, ("serving_default", inputs, "denoised")))
