@@ -132,7 +132,7 @@ def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
     assert call(f"--runs={tmp_path}") == 1
-    assert "train first" in capsys.readouterr().err
+    assert "no trained run" in capsys.readouterr().err
 
 
 def test_the_newest_run_is_the_default(run_dir, pictures, tmp_path):
