@@ -32,13 +32,13 @@ from ssdn_tf.commands import cli
 from ssdn_tf.data import samples as data, batches as feeds
 from ssdn_tf.denoisers import models as denoisers, experiments
 from ssdn_tf.training import distribution
-from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
+from ssdn_tf.training.optimizers import SkippingAdam
 
 out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 if count > 1:
     distribution.split_cpu(count)
 devices = distribution.make(strategy, 4)
-experiment = experiments.Experiment(network='compact')
+experiment = experiments.Experiment()
 
 class Spoiled:
     def __init__(self, samples):
@@ -57,10 +57,7 @@ def built(clip):
     with devices.scope():
         model = denoisers.build(experiment, width=4).training
         settings = {"global_clipnorm": clip, "use_ema": True, "ema_momentum": 0.9}
-        if os.environ.get("MUON"):
-            optimizer = SkippingMuon(3e-4, **settings)
-        else:
-            optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)
+        optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)
         optimizer.build(model.trainable_variables)
     jit = keras.backend.backend() == "jax" or bool(os.environ.get("JIT"))
     model = distribution.training_model(model, devices, optimizer=optimizer, jit_compile=jit)
