@@ -166,16 +166,10 @@ def write_run(folder, model, experiment, **more):
     return folder
 
 
-@pytest.mark.parametrize("width_in", ["experiment", "options"])
-def test_a_run(tmp_path, width_in):
+def test_a_run(tmp_path):
     experiment = Experiment(low=5.0, high=50.0, width=2)
     model = built(experiment)
-    more = {}
-    if width_in == "options":  # runs written before the experiment had it
-        more, written = {"width": 2}, dataclasses.replace(experiment, width=None)
-    else:
-        written = experiment
-    loaded = predictor.load(write_run(tmp_path / "run", model, written, **more))
+    loaded = predictor.load(write_run(tmp_path / "run", model, experiment))
     assert loaded.experiment == experiment
     assert (loaded.source.kind, loaded.source.path) == ("run", tmp_path / "run")
     assert loaded.source.details["position"] == {"step": 7}

@@ -553,7 +553,7 @@ def test_a_predictor_of_a_saved_model_answers_like_one_of_the_keras_model(export
         loaded = predictor.load(path.parent)
         assert loaded.experiment == experiment and loaded.source.path == path
         assert loaded.source.details["name"] == experiment.name
-        noisy = pictures(1, 33, 47)[0]
+        noisy = pictures(1, 33, 47, channels=experiment.channels)[0]
         found = loaded.denoise(noisy, 0.1)
         expected = predictor.Predictor(model, experiment).denoise(noisy, 0.1)
         for name, image in expected.images().items():
