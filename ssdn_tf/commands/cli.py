@@ -78,7 +78,7 @@ def _help(values):
         for flag in members:
             name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
             value = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-            default = "" if value in (None, False) else f" (default: {value})"
+            default = "" if value in (None, False, "") else f" (default: {value})"
             text = f"{name}: {' '.join(flag.help.split())}{default}"
             lines.append(flags.text_wrap(text, length=110, indent=6 * " ", firstline_indent="  "))
         lines.append("")
@@ -86,12 +86,6 @@ def _help(values):
 
 
 # ---------------------------------------------------------------- places
-
-
-def place_flags(v):
-    """Where runs and data sets are."""
-    flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=v)
-    data_dir_flag(v)
 
 
 def data_dir_flag(values):

@@ -129,7 +129,8 @@ def _optimization(values):
         "preset",
         None,
         tuple(PRESETS),
-        "how long to train: quick (5 minutes), hour (default), night (8 hours), or paper (2 to 16 million crops)",
+        "how long to train: quick (5 minutes), hour (default), night (8 hours), or paper (2 to 16 million crops; "
+        "default with --experiment)",
         **define,
     )
     flags.DEFINE_string("budget", None, "train for this long, such as 90s, 30min or 2h", **define)
@@ -160,7 +161,11 @@ def _run(values):
     )
     flags.DEFINE_string("runs", "runs", "folder of the runs", **define)
     flags.DEFINE_integer(
-        "report_images", None, "crops between two reports (default: 40 reports)", lower_bound=1, **define
+        "report_images",
+        None,
+        "crops between two reports (default: 40 reports, at least 100 crops apart)",
+        lower_bound=1,
+        **define,
     )
     flags.DEFINE_float("checkpoint_minutes", 5.0, "minutes between two checkpoints", lower_bound=0.0, **define)
     flags.DEFINE_float(

@@ -43,10 +43,10 @@ def hold_out(files, most=8):
 class ImageStore:
     """Pictures by number. Decoded ones stay in memory up to a budget, the others are read again.
 
-    Broken files, and pictures smaller than `crop`, are named in a warning and left out. As a
-    start must not decode 44,000 photographs, that goes by the header and the last bytes; damage
-    in the middle shows when a picture is decoded. It keeps its number then, and the next picture
-    takes its place, with a warning: which crop sample i is depends on the files alone.
+    Broken files and pictures smaller than `crop` are left out with a warning. Only headers and last
+    bytes are checked, because decoding 44,000 photographs would take too long. Damage in the middle of
+    a file is found when it is decoded: then the next picture takes its place, with a warning, and the
+    others keep their numbers, so that sample i depends on the files alone.
 
     Args:
         files: paths.
