@@ -90,7 +90,7 @@ def training_row(precision, batch, settings):
     from ssdn_tf.training.optimizers import SkippingAdam
 
     crop = settings["crop"]
-    model = models.build(experiments.Experiment(), width=settings["width"], precision=precision).training
+    model = models.build(experiments.Experiment(width=settings["width"]), precision=precision).training
     model.compile(optimizer=SkippingAdam(3e-4), jit_compile=True)
     rng = np.random.default_rng(0)
     one = {

@@ -59,8 +59,8 @@ def measure(run, network, algebra, level):
     options = folder.read_options(run)
     with mock.patch.object(losses, "algebra_dtype", lambda: algebra), \
          mock.patch.object(models.losses, "algebra_dtype", lambda: algebra):  # fmt: skip
-        denoiser = models.build(options.experiment, width=options.width, precision=network)
-    checkpoints.load(pathlib.Path(run) / "checkpoint.npz", checkpoints.named_variables(denoiser.inference))
+        denoiser = models.build(options.experiment, precision=network)
+    checkpoints.load_weights(pathlib.Path(run) / "checkpoint.npz", denoiser.inference)
     inputs = noisy_crops(level)
 
     @tf.function

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import support
 
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
@@ -18,7 +19,7 @@ BOTH = ("rest", "grpc")
 def build(experiment):
     """An inference model of width 4 with biases other than zero."""
     keras.utils.set_random_seed(0)
-    model = models.build(experiment, width=4).inference
+    model = models.build(support.narrow(experiment, 4)).inference
     rng = np.random.default_rng(0)
     for variable in model.variables:
         if variable.path.endswith("bias"):

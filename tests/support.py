@@ -3,6 +3,7 @@
 Nothing here is believed: test_support.py shows that each helper passes and fails when it should.
 """
 
+import dataclasses
 import json
 import socket
 
@@ -33,6 +34,11 @@ def write_pictures(folder, count, rows, columns):
         blocks = np.kron(rng.integers(0, 256, (rows, columns, 3)), np.ones((8, 8, 1)))
         Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{i}.png")
     return folder
+
+
+def narrow(experiment, width):
+    """The experiment with a network of another width."""
+    return dataclasses.replace(experiment, width=width)
 
 
 def free_ports(count):

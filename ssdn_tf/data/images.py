@@ -104,11 +104,6 @@ def flip(image, number):
     return image.swapaxes(0, 1) if number & 4 else image
 
 
-def unflip(image, number):
-    """Undoes `flip`."""
-    return flip(image.swapaxes(0, 1) if number & 4 else image, number & 3)
-
-
 def to_uint8(image):
     """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
     return _quantize(image, np.uint8)

@@ -43,6 +43,11 @@ class Experiment:
         return self.low == self.high
 
     @property
+    def blindspot(self):
+        """True if the network never sees the pixel that it predicts."""
+        return self.pipeline in ("blindspot", "mean")
+
+    @property
     def name(self):
         """The published name, `{noise}-{pipeline}[_diag][-sigma_{source}][-mono]`."""
         pipeline = "blindspot_mean" if self.pipeline == "mean" else self.pipeline

@@ -70,13 +70,12 @@ def noise_model(experiment):
     return registry.make(experiment.noise, **{field.name: getattr(experiment, field.name) for field in options})
 
 
-def build(experiment, *, start=0.0, rate=1.0, width=None, precision="float32"):
+def build(experiment, *, start=0.0, rate=1.0, precision="float32"):
     """Models of an experiment, with fresh weights (seed them with `keras.utils.set_random_seed`).
 
     Args:
         experiment: an `experiments.Experiment`.
         start, rate: of a learned noise parameter; see `parameters.GlobalParameter`.
-        width: in place of the experiment's.
         precision: "float32", or "bfloat16" for the arithmetic of the networks but for their last layer.
             Weights, sums of gradients, and all that follows the network stay as they are.
 
@@ -84,7 +83,7 @@ def build(experiment, *, start=0.0, rate=1.0, width=None, precision="float32"):
         Denoiser.
     """
     policy = "mixed_bfloat16" if precision == "bfloat16" else precision
-    network = {"network": experiment.network, "width": width or experiment.width, "dtype": policy}
+    network = {"network": experiment.network, "width": experiment.width, "dtype": policy}
     if experiment.pipeline == "blindspot":
         return _bayesian(experiment, start, rate, network)
     return _regression(experiment, network)
@@ -135,8 +134,7 @@ def _regression(experiment, network):
     channels = experiment.channels
     noisy = keras.Input((None, None, channels), name="noisy")
     target = keras.Input((None, None, channels), name="target")
-    blindspot = experiment.pipeline == "mean"
-    predicted = UNet(channels, blindspot=blindspot, name="unet", **network)(noisy)
+    predicted = UNet(channels, blindspot=experiment.blindspot, name="unet", **network)(noisy)
     samples = {"noisy": noisy, "target": target}
     exponent = None
     if anneals(experiment):

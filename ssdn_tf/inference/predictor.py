@@ -90,7 +90,7 @@ class Predictor:
     @property
     def halo(self):
         """Pixels at the inner borders of a tile that are computed and not kept."""
-        return DESIGNS[self.experiment.network].halo(blindspot=self.experiment.pipeline in ("blindspot", "mean"))
+        return DESIGNS[self.experiment.network].halo(self.experiment.blindspot)
 
     def denoise(self, noisy, noise_parameter=None, tile=TILE):
         """Denoises one picture.

@@ -188,7 +188,7 @@ def model_card(experiment, **more):
     number = experiment.low if experiment.fixed else [experiment.low, experiment.high]
     stated = {} if experiment.low is None else {level.name: number}
     design = DESIGNS[experiment.network]
-    reach = design.reach if experiment.pipeline in ("blindspot", "mean") else design.plain_reach
+    reach = design.reach if experiment.blindspot else design.plain_reach
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),

@@ -34,7 +34,7 @@ def training_files(options, data_dir=None):
     if options.validation == "none":
         return files, []
     if options.validation != "held_out":
-        return files, protocol.image_set(options.validation, data_dir)[1]
+        return files, protocol.image_set(options.validation, data_dir).files
     return (files, held) if held else hold_out(files)
 
 

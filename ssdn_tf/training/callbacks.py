@@ -1,6 +1,6 @@
 """Callbacks of a training: counting, stopping, checkpoints, reports.
 
-They share a `Position` and run in this order: Counter, Stop, Report, Checkpoint.
+They share a `Position` and run in this order: Counter, Stop, Report, Divergence, Checkpoint.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ class Position:
 
 
 class Counter(keras.callbacks.Callback):
-    """Keeps a Position up to date, and ends a training whose gradients are no longer finite.
+    """Keeps a Position up to date.
 
     Attributes:
         speed: steps a second of this epoch, without its first step (or steps at once), which may include compilation.
@@ -72,9 +72,12 @@ class Counter(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.settle_loss()
 
-    def check(self, optimizer):
-        """Raises a UserError after too many steps without a finite gradient."""
-        count = int(_number(optimizer.skipped_in_a_row))
+
+class Divergence(keras.callbacks.Callback):
+    """Raises a UserError after too many steps without a finite gradient; on all workers, which count the same."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        count = _number(self.model.optimizer.skipped_in_a_row)
         if count >= _TOO_MANY_SKIPS:
             raise UserError(
                 f"The gradient was not finite in {count} steps in a row; "
@@ -152,7 +155,6 @@ class Report(keras.callbacks.Callback):
         if position.steps == self.steps or position.step == self.last_step:
             self.report(self.counter.speed)
             position.reported()
-        self.counter.check(self.model.optimizer)
 
 
 class Checkpoint(keras.callbacks.Callback):
@@ -169,19 +171,20 @@ class Checkpoint(keras.callbacks.Callback):
         self.counter, self.save, self.seconds = counter, save, seconds
         self._due = time.monotonic() + seconds
 
-    def _save_if_due(self):
+    def _save_if_due(self, whole_epoch):
         if time.monotonic() >= self._due:
             _ = self.model  # under JAX, reading it brings the variables up to date
+            if not whole_epoch:
+                self.counter.settle_loss()
             self.save()
             self._due = time.monotonic() + self.seconds
 
     def on_train_batch_end(self, batch, logs=None):
         if batch + 1 < self.params["steps"] and not self.model.stop_training:
-            self.counter.settle_loss()
-            self._save_if_due()
+            self._save_if_due(whole_epoch=False)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._save_if_due()
+        self._save_if_due(whole_epoch=True)
 
 
 def _number(value):

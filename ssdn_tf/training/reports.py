@@ -1,4 +1,4 @@
-"""What a running training tells: PSNR on held-out pictures, a line on the terminal, files."""
+"""Reports of a training: scores on held-out images, a line on the terminal, files."""
 
 import json
 import math
@@ -11,6 +11,7 @@ import numpy as np
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.evaluation import metrics, protocol
+from ssdn_tf.inference.predictor import Predictor
 from ssdn_tf.noise.levels import LEVELS
 
 _VALIDATION_SIDE = 256
@@ -26,22 +27,12 @@ class Validation:
         experiment, noise = options.experiment, models.noise_model(options.experiment)
         self.options, self.cases, self.noisy = options, [], []
         for file in files[:most]:
+            image = _centre(images.to_float(images.to_channels(images.read(file), experiment.channels)))
             if options.noisy_already:
-                self.noisy.append(self._noisy_crop(file))
-                continue
-            clean = images.to_float(images.to_channels(images.read(file), experiment.channels))
-            sides = [min(side, _VALIDATION_SIDE) for side in clean.shape[:2]]
-            top, left = ((side - part) // 2 for side, part in zip(clean.shape[:2], sides))
-            clean = clean[top : top + sides[0], left : left + sides[1]]
-            generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
-            self.cases.append(protocol.corrupt(clean, experiment, noise, generator, _VALIDATION_SIDE))
-
-    def _noisy_crop(self, file):
-        """[H,W,C] in the middle of an image, H and W multiples of 32 (or as they are, if smaller)."""
-        image = images.to_float(images.to_channels(images.read(file), self.options.experiment.channels))
-        height, width = (min(side // 32 * 32 or side, _VALIDATION_SIDE) for side in image.shape[:2])
-        top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-        return image[top : top + height, left : left + width]
+                self.noisy.append(image)
+            else:
+                generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
+                self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
@@ -49,17 +40,13 @@ class Validation:
             return {"held_out_loss": float(np.mean([self._loss(denoiser.training, image) for image in self.noisy]))}
         if not self.cases:
             return {}
-        model = denoiser.inference
-        inputs = {"noisy": np.stack([case.padded for case in self.cases])}
-        if "noise_parameter" in model.input:
-            levels = np.array([case.parameter for case in self.cases], np.float32)
-            inputs["noise_parameter"] = levels.reshape(-1, 1, 1, 1)
-        outputs = model.predict_on_batch(inputs)
-        result = {}
-        for key, name in (("denoised", "psnr"), ("mu_x", "psnr_mu_x")):
-            if key in outputs:
-                result[name] = float(np.mean([self._psnr(c, np.asarray(o)) for c, o in zip(self.cases, outputs[key])]))
-        return result
+        tested = protocol.model_denoiser(Predictor(denoiser.inference, self.options.experiment))
+        rows = []
+        for case in self.cases:
+            prediction = tested.denoise(case)
+            found = {"psnr": prediction.denoised, "psnr_mu_x": prediction.mu_x}
+            rows.append({name: metrics.psnr(i, case.clean) for name, i in found.items() if i is not None})
+        return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def _loss(self, model, image):
         level = self.options.experiment.parameter(self.options.experiment.low)
@@ -68,10 +55,12 @@ class Validation:
         outputs = model({name: inputs[name] for name in model.input})
         return np.mean(keras.ops.convert_to_numpy(outputs))
 
-    @staticmethod
-    def _psnr(case, output):
-        height, width = case.clean.shape[:2]
-        return metrics.psnr(output[:height, :width], case.clean)
+
+def _centre(image):
+    """The middle of [H,W,C], at most 256x256."""
+    height, width = (min(side, _VALIDATION_SIDE) for side in image.shape[:2])
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
 
 
 class History:

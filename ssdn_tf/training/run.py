@@ -193,10 +193,10 @@ class Run:
         counter = callbacks.Counter(self.position)
         watching = [counter, stop]
         if self.devices.is_chief:
-            watching += [
-                callbacks.Report(counter, self._report, report_steps, first + stage.steps),
-                callbacks.Checkpoint(counter, self.save, checkpoint_seconds),
-            ]
+            watching.append(callbacks.Report(counter, self._report, report_steps, first + stage.steps))
+        watching.append(callbacks.Divergence())
+        if self.devices.is_chief:
+            watching.append(callbacks.Checkpoint(counter, self.save, checkpoint_seconds))
         parts = intervals(self.step - first, stage.steps, report_steps)
         if self.steps_per_execution > 1:
             # Steps that are taken at once must not cross the end of an epoch.
@@ -282,9 +282,9 @@ class Run:
         """The global noise parameter as a level (sigma of 255, ...), or None where there is none."""
         if self.options.experiment.parameter_source != "global":
             return None
-        with self.averaged_weights():
-            layer = self.denoiser.training.get_layer("parameter")
-            parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(layer.raw.numpy()))
+        layer = self.denoiser.training.get_layer("parameter")
+        raw = self.variables.get(f"average/{layer.raw.path}", layer.raw)
+        parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(raw.numpy()))
         return float(self.options.experiment.level(np.asarray(parameter).item()))
 
 

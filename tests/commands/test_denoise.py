@@ -13,15 +13,7 @@ from ssdn_tf.inference import predictor
 TRAINED = Experiment(low=5.0, high=50.0, width=2)
 
 
-@pytest.fixture(autouse=True)
-def eager(monkeypatch):
-    """Without tracing, which would take most of the time here."""
-
-    def compiled(model):
-        model.compile(run_eagerly=True)
-        return model
-
-    monkeypatch.setattr(predictor, "_compiled", compiled)
+pytestmark = pytest.mark.usefixtures("eager")
 
 
 def write_run(folder, experiment):

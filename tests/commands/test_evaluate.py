@@ -15,21 +15,16 @@ from PIL import Image
 from ssdn_tf.commands import cli, evaluate
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.evaluation import protocol
-from ssdn_tf.inference import predictor
 from ssdn_tf.training import folder as runs
 
 TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
 
 
+pytestmark = pytest.mark.usefixtures("eager")
+
+
 @pytest.fixture(autouse=True)
-def eager(monkeypatch):
-    """Without tracing, which would take most of the time here."""
-
-    def compiled(model):
-        model.compile(run_eagerly=True)
-        return model
-
-    monkeypatch.setattr(predictor, "_compiled", compiled)
+def no_data_dir(monkeypatch):
     monkeypatch.delenv("SSDN_DATA_DIR", raising=False)
 
 

@@ -121,7 +121,7 @@ def test_samples_are_what_the_training_model_takes(name):
     experiment = PUBLISHED[name]
     exponent = (lambda index: 1.5) if models.anneals(experiment) else None
     batch = samples(experiment, exponent=exponent).batch(0, 2)
-    inputs = models.build(experiment, width=2).training.input
+    inputs = models.build(support.narrow(experiment, 2)).training.input
     assert set(batch) == set(inputs)
     for key, symbol in inputs.items():
         assert batch[key].dtype == symbol.dtype
@@ -296,12 +296,6 @@ def test_augmented_crops_take_all_eight_orientations():
         counts[which] += 1
     # 50 expected each; the standard deviation is 6.6.
     assert min(counts) > 17 and max(counts) < 83
-
-
-@pytest.mark.parametrize("number", range(8))
-def test_unflip_undoes_flip(number):
-    picture = photograph(5, 7)
-    np.testing.assert_array_equal(images.unflip(images.flip(picture, number), number), picture)
 
 
 def test_large_crops_come_from_large_pictures(tmp_path):

@@ -5,7 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
-from support import ACCURACY, array, check_layer, gradients, random_prior, tensor
+from support import ACCURACY, array, check_layer, gradients, narrow, random_prior, tensor
 
 from ssdn_tf.denoisers import experiments, losses, models
 from ssdn_tf.noise import registry
@@ -116,7 +116,7 @@ def test_learned_noise_is_rewarded(channels, kind):
 )
 def test_models_weigh_likelihood_and_reward_as_published(kind, channels, source, scale, regularization):
     experiment = experiments.Experiment(kind, 1.0, 1.0, parameter_source=source, channels=channels)
-    layer = models.build(experiment, width=2).training.get_layer("loss")
+    layer = models.build(narrow(experiment, 2)).training.get_layer("loss")
     assert (layer.scale, layer.regularization) == (scale, regularization)
 
 

@@ -20,6 +20,7 @@ import types
 
 import numpy as np
 import pytest
+import support
 from test_reference import CONFIGURATIONS, META, VALUES, recipe
 
 from ssdn_tf.denoisers import models
@@ -129,7 +130,7 @@ def random_weights(experiment, width=2):
 @functools.cache
 def layout(experiment, width=48):
     """{published name: shape}; that it is the published one is shown by the reference."""
-    variables = checkpoints.named_variables(models.build(experiment, width=width).inference)
+    variables = checkpoints.named_variables(models.build(support.narrow(experiment, width)).inference)
     return {published.published_name(path): tuple(variable.shape) for path, variable in variables.items()}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ssdn_tf.errors import UserError
 from ssdn_tf.training import callbacks, distribution
-from ssdn_tf.training.callbacks import Checkpoint, Counter, Position, Report, Stop
+from ssdn_tf.training.callbacks import Checkpoint, Counter, Divergence, Position, Report, Stop
 
 
 class Workers(distribution.Devices):
@@ -125,8 +125,7 @@ def test_an_interval_that_is_not_whole_is_reported_at_the_end_of_a_stage_only():
 
 def test_too_many_skipped_steps_in_a_row_end_the_training_with_advice():
     for skipped in (99, 100):
-        counter = Counter(Position())
-        watching = [counter, Report(counter, lambda speed: None, 3, 100)]
+        watching = [Counter(Position()), Divergence()]
         if skipped < 100:
             run(watching, 3, skipped=skipped)
         else:

@@ -38,7 +38,7 @@ out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.l
 if count > 1:
     distribution.split_cpu(count)
 devices = distribution.make(strategy, 4)
-experiment = experiments.Experiment()
+experiment = experiments.Experiment(width=4)
 
 class Spoiled:
     def __init__(self, samples):
@@ -55,7 +55,7 @@ def built(clip):
     # (model, the values its variables start with), compiled once for all trainings with this limit
     keras.utils.set_random_seed(0)
     with devices.scope():
-        model = denoisers.build(experiment, width=4).training
+        model = denoisers.build(experiment).training
         settings = {"global_clipnorm": clip, "use_ema": True, "ema_momentum": 0.9}
         optimizer = SkippingAdam(3e-4, beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)
         optimizer.build(model.trainable_variables)

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import support
 import tensorflow as tf
 
 from ssdn_tf.denoisers import models
@@ -267,7 +268,7 @@ def test_the_step_of_adam_is_not_orthogonal():
 
 
 def test_convolution_kernels_get_muon_and_all_else_gets_adam():
-    denoiser = models.build(Experiment(network="compact", parameter_source="global"), width=4)
+    denoiser = models.build(support.narrow(Experiment(network="compact", parameter_source="global"), 4))
     last = [network.last.kernel.path for network in models.networks(denoiser)]
     optimizer = SkippingMuon(1e-3, exclude_layers=last)
     optimizer.build(denoiser.training.trainable_variables)
