@@ -65,13 +65,13 @@ def main(v):
             raise UserError(f"expected --{name}, received none.")
     if not 0 < v.timeout < math.inf:
         raise UserError(f"--timeout: expected seconds above 0, received {v.timeout}.")
-    level = level_from_flags(v)
+    level_flags.read_any(v)  # illegal numbers are refused before anything is sent
     pairs = picture_files.plan(pathlib.Path(v.input), pathlib.Path(v.output), v.overwrite)
     with _flag("server"):
         server = remote.connect(v.server, v.model, v.version, v.timeout, v.retries)
     if pairs:
         denoiser = RemoteDenoiser(server)
-        denoiser.noise_parameter = noise_parameter(level, denoiser)
+        denoiser.noise_parameter = noise_parameter(v, denoiser)
         tile, halo = tile_from_flags(v, denoiser)
         bits = v.bits and int(v.bits)
         jobs = picture_files.prepare(pairs, tile=tile, halo=halo, grid=denoiser.grid, bits=bits)
@@ -91,42 +91,31 @@ def _flag(name):
         raise UserError(f"--{name}: {error}") from error
 
 
-def level_from_flags(v):
-    """(flag, noise parameter in the model's unit) or None.
-
-    Raises:
-        UserError: two levels, or one out of range.
-    """
-    found = level_flags.read_any(v)
-    return found and (found[0].name, found[0].to_parameter(found[1]))
-
-
-def noise_parameter(level, denoiser):
-    """The level to send to the model, or None.
+def noise_parameter(v, denoiser):
+    """The noise parameter to send to the model, in its unit, or None.
 
     Args:
-        level: (flag, noise parameter) or None, see `level_from_flags`.
+        v: FlagValues.
         denoiser: RemoteDenoiser.
 
     Raises:
         UserError: a level is missing, not wanted, or of another kind of noise.
     """
-    experiment = denoiser.experiment
-    flag = experiment and LEVELS[experiment.noise].name
+    experiment, found = denoiser.experiment, level_flags.read_any(v)
     if not denoiser.takes_level:
-        if level is not None:
-            raise UserError(f"--{level[0]}: {denoiser.name} takes no noise level.")
+        if found:
+            raise UserError(f"{level_flags.choice(found[0])}: {denoiser.name} takes no noise level.")
         return None
-    if level is None:
-        if experiment and experiment.low is not None:  # a published network file may not say its level
-            if experiment.fixed:
-                return experiment.parameter(experiment.low)
-            flag = f"{flag} between {experiment.low:g} and {experiment.high:g}"
-        which = f"--{flag}" if flag else level_flags.choice()
-        raise UserError(f"{denoiser.name} needs the noise level: {which}.")
-    if flag not in (None, level[0]):
-        raise UserError(f"--{level[0]}: {denoiser.name} is for {experiment.noise} noise; use --{flag}.")
-    return level[1]
+    if found and experiment:
+        found = (experiment.noise, *level_flags.read(v, experiment.noise))
+    elif not found and experiment and experiment.low is not None:  # a published network file may not say its level
+        found = experiment.noise, experiment.low, experiment.high
+    if found and found[1] == found[2]:
+        return LEVELS[found[0]].to_parameter(found[1])
+    which = level_flags.choice(experiment and experiment.noise)
+    if found:
+        which = f"{which} ({LEVELS[found[0]].describe(*found[1:])})"
+    raise UserError(f"{denoiser.name} needs the noise level: {which}.")
 
 
 def tile_from_flags(v, denoiser):

@@ -86,14 +86,14 @@ def _parameter(values, model):
     """The noise parameter for a model that must be told, or None."""
     experiment = model.experiment
     levels = level_flags.read(values, experiment.noise)
-    flag = LEVELS[experiment.noise].name
+    flag = level_flags.choice(experiment.noise)
     if not model.needs_level:
         if levels:
-            images.warn(f"--{flag} has no effect: {experiment.name} needs no noise level.")
+            images.warn(f"{flag} has no effect: {experiment.name} needs no noise level.")
         return None
     low, high = levels or (experiment.low, experiment.high)
     if low is not None and low == high:
         return experiment.parameter(low)
-    trained = "" if experiment.low is None else f" between {experiment.low:g} and {experiment.high:g}"
+    trained = "" if experiment.low is None else f" ({LEVELS[experiment.noise].describe(low, high)})"
     received = "a range" if levels else "none"
-    raise UserError(f"expected --{flag}{trained}, as the model must be told the noise level, received {received}.")
+    raise UserError(f"expected {flag}{trained}, as the model must be told the noise level, received {received}.")

@@ -9,7 +9,6 @@ from absl import flags
 from ssdn_tf.commands import cli, level_flags
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import folder as runs
 
 TEXT = """Measures a denoiser by the paper's protocol, and leaves pictures to look at.
@@ -104,8 +103,8 @@ def _tested(values, experiment):
     levels = level_flags.read(values, experiment.noise) or (experiment.low, experiment.high)
     if levels[0] is None:
         raise UserError(
-            f"expected --{LEVELS[experiment.noise].name}, as the model does not say what noise level it was trained "
-            "for, received none."
+            f"expected {level_flags.choice(experiment.noise)}, as the model does not say what noise level it was "
+            "trained for, received none."
         )
     return dataclasses.replace(experiment, low=levels[0], high=levels[1])
 

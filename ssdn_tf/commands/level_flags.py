@@ -1,4 +1,4 @@
-"""The flags of the noise level, --sigma, --lam and --alpha: one for each noise model.
+"""The flags of the noise level, --sigma, --lam and --alpha.
 
 Loads neither Keras nor TensorFlow, as the client of a server uses it too.
 """
@@ -7,7 +7,7 @@ from absl import flags
 
 from ssdn_tf.data import images
 from ssdn_tf.errors import UserError
-from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.levels import ADDITIVE_RANGE, LEVELS, NAMES
 
 
 def define(values, more="", ranges=True):
@@ -16,7 +16,7 @@ def define(values, more="", ranges=True):
     more: what --help says after the unit.
     ranges: the command takes ranges too.
     """
-    for level in LEVELS.values():
+    for level in NAMES.values():
         example = level.format(level.default, level.default)
         range_ = f", or a range such as {level.format(*level.example)}" if ranges else ""
         text = f"level of {level.kind} noise ({level.unit}), such as {example}{range_}{more}"
@@ -25,30 +25,42 @@ def define(values, more="", ranges=True):
 
 def names():
     """The names of the flags."""
-    return [level.name for level in LEVELS.values()]
+    return list(NAMES)
 
 
-def choice():
-    """The flags as part of a sentence: "--sigma, --lam or --alpha"."""
-    *first, last = (f"--{name}" for name in names())
-    return f"{', '.join(first)} or {last}"
+def choice(kind=None):
+    """The flags of a noise model, or all, as part of a sentence: "--sigma, --lam or --alpha"."""
+    *first, last = (f"--{name}" for name in (NAMES if kind is None else _names(kind)))
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _names(kind):
+    return [number.name for number in LEVELS[kind].numbers]
 
 
 def read(values, kind):
-    """(low, high), equal for one number, or None where no flag of a level is set.
+    """(low, high), equal for one level, or None where no flag of a level is set.
+
+    Of a noise model with two numbers, a flag that is not set stands for no such noise.
 
     Raises:
         UserError: not legal, or the flag of another noise model is set.
     """
-    expected = LEVELS[kind]
-    for level in LEVELS.values():
-        if level is not expected and values[level.name].value is not None:
-            raise UserError(
-                f"--{level.name}: expected --{expected.name} with {kind} noise, "
-                f"received the flag of {level.kind} noise."
-            )
-    text = values[expected.name].value
-    return None if text is None else _parsed(expected.name, expected.parse, text, expected)
+    for name in NAMES:
+        if name not in _names(kind) and values[name].value is not None:
+            raise UserError(f"--{name}: expected {choice(kind)} with {kind} noise, received the flag of another noise.")
+    if all(values[name].value is None for name in _names(kind)):
+        return None
+    pairs = [_read_number(values, number) for number in LEVELS[kind].numbers]
+    low, high = zip(*pairs)
+    return (low, high) if len(pairs) > 1 else (low[0], high[0])
+
+
+def _read_number(values, number):
+    text = values[number.name].value
+    if text is None:
+        return number.absent, number.absent
+    return _parsed(number.name, number.parse, text, number)
 
 
 def read_trainable(values, kind):
@@ -58,27 +70,31 @@ def read_trainable(values, kind):
         UserError: as `read`, or nothing to learn.
     """
     level = LEVELS[kind]
-    low, high = read(values, kind) or (level.default, level.default)
+    default = ADDITIVE_RANGE if kind == "additive" else (level.default, level.default)
+    low, high = read(values, kind) or default
     try:
+        if kind == "additive" and low != high and None in (*low, *high):
+            raise ValueError("expected both --lam and --sigma with additive noise, or neither, received one.")
         level.check_trainable(low, high)
     except ValueError as error:
-        raise UserError(f"--{level.name}: {error}") from None
+        raise UserError(f"{choice(kind)}: {error}") from None
     return low, high
 
 
-def read_any(values):
-    """(Level, number) of the one flag that is set, or None.
+def read_any(values, kinds=tuple(LEVELS)):
+    """(kind, low, high) of the noise model, one of `kinds`, that the set flags belong to, or None if none is set.
 
     Raises:
-        UserError: two are set, or the number is not legal.
+        UserError: no noise model has these flags together, or a number is not legal.
     """
-    given = [level for level in LEVELS.values() if values[level.name].value is not None]
+    given = {name for name in NAMES if values[name].value is not None}
     if not given:
         return None
-    if len(given) > 1:
-        raise UserError(f"expected one noise level, received --{given[0].name} and --{given[1].name}.")
-    (level,) = given
-    return level, _parsed(level.name, level.parse_one, values[level.name].value, level)
+    for kind in kinds:
+        if given == set(_names(kind)):
+            return (kind, *read(values, kind))
+    listed = " and ".join(f"--{name}" for name in NAMES if name in given)
+    raise UserError(f"expected the level of one noise model, received {listed}.")
 
 
 def _parsed(flag, parse, text, level):
@@ -86,7 +102,7 @@ def _parsed(flag, parse, text, level):
         found = parse(text)
     except ValueError as error:
         raise UserError(f"--{flag}: {error}") from None
-    highest = found[-1] if isinstance(found, tuple) else found
+    highest = found[-1]
     if level.scale != 1 and 0 < highest < 1:
         images.warn(
             f"--{flag} is a {level.unit}: {highest:g} is almost no noise; "

@@ -321,9 +321,10 @@ def _check_start(start, experiment):
         return
     level = LEVELS[experiment.noise]
     try:
-        number = level.parse_one(start)
-        level.check_trainable(number, number)
+        value = level.parse_one(start)
+        level.check_trainable(value, value)
     except ValueError:
+        allowed = " and ".join(number.allowed for number in level.numbers)
         raise UserError(
-            f"--parameter_start: expected published, estimate or a level, {level.allowed}, received '{start}'."
+            f"--parameter_start: expected published, estimate or a level, {allowed}, received '{start}'."
         ) from None

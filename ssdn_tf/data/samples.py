@@ -183,7 +183,7 @@ class Samples:
     `self[i]` is a dict of float32 arrays, the inputs of the training model:
 
         noisy            [crop, crop, C], in [0, 1] plus noise, not clipped
-        noise_parameter  [1, 1, 1], in the unit of the noise model   (pipeline blindspot)
+        noise_parameter  [1, 1, P], in the unit of the noise model   (pipeline blindspot)
         target           [crop, crop, C]: the clean crop (n2c), a second noisy one with its
                          own noise and level (n2n), or the noisy one itself (mean)
         exponent         [1, 1, 1], of the annealed loss              (impulse noise in the target)
@@ -201,9 +201,7 @@ class Samples:
         augment: crops are flipped and transposed at random.
     """
 
-    def __init__(
-        self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False
-    ):
+    def __init__(self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False):
         self.store = store
         self.experiment = experiment
         self.noise = noise
@@ -220,7 +218,7 @@ class Samples:
         pipeline = self.experiment.pipeline
         sample = {"noisy": noisy}
         if pipeline == "blindspot":
-            sample["noise_parameter"] = np.full((1, 1, 1), parameter, np.float32)
+            sample["noise_parameter"] = np.reshape(np.float32(parameter), (1, 1, -1))
         elif pipeline == "n2c":
             sample["target"] = clean
         elif pipeline == "n2n":
@@ -245,8 +243,7 @@ class Samples:
         return images.to_float(images.to_channels(pixels, self.experiment.channels))
 
     def _corrupt(self, clean, rng):
-        low, high = self.experiment.low, self.experiment.high
-        parameter = self.experiment.parameter(low if low == high else rng.uniform(low, high))
+        parameter = self.experiment.draw_parameter(rng)
         if self.noisy_already:
             return clean, parameter
         return self.noise.corrupt(clean, parameter, rng), parameter

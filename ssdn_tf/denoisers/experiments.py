@@ -6,7 +6,7 @@ from ssdn_tf.noise.levels import LEVELS
 
 NOISES = tuple(LEVELS)
 PIPELINES = ("blindspot", "mean", "n2c", "n2n")
-SOURCES = ("known", "global", "per_image")
+SOURCES = ("known", "global", "per_image", "fitted")
 LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
 
 
@@ -14,12 +14,14 @@ LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.
 class Experiment:
     """One denoiser to train.
 
-    noise: gaussian, poisson or impulse.
-    low, high: range of the noise level, drawn uniformly for each picture (equal: fixed),
-        as a level of `noise.levels`: sigma 25 (of 255), lam 30 photons, alpha 0.5. Both None: unknown.
+    noise: a key of `noise.levels.LEVELS`.
+    low, high: range of the noise level, drawn for each picture (equal: fixed), as a level of `noise.levels`: sigma 25
+        (of 255), lam 30 photons, alpha 0.5; tuples (lam, sigma) for poisson_gaussian and additive, where None and 0
+        stand for no such noise. Both None: unknown.
     pipeline: blindspot (ours), mean (blind spot, squared error, the network's mean is the
         answer), n2c (noisy to clean), n2n (noisy to another noisy).
-    parameter_source: known, global or per_image; None for pipelines without a likelihood.
+    parameter_source: known, global, per_image or fitted (see `denoisers.parameters`); None for pipelines without a
+        likelihood.
     diagonal: no covariance between channels.
     channels: 3 or 1.
     likelihood: of impulse noise, "moments" (published), "mixture" (exact) or "combined".
@@ -37,6 +39,11 @@ class Experiment:
     likelihood: str = "moments"
     network: str = "paper"
     width: int | None = None
+
+    def __post_init__(self):
+        for end in ("low", "high"):  # JSON makes lists of tuples
+            if isinstance(getattr(self, end), list):
+                object.__setattr__(self, end, tuple(getattr(self, end)))
 
     @property
     def fixed(self):
@@ -66,8 +73,12 @@ class Experiment:
         return {"blindspot": 4_000_000, "mean": 8_000_000}.get(self.pipeline, 16_000_000)
 
     def parameter(self, level):
-        """A level in the unit of the noise model (sigma in [0, 1])."""
+        """A level in the unit of the noise model (sigma in [0, 1]): a number or a tuple."""
         return LEVELS[self.noise].to_parameter(level)
+
+    def draw_parameter(self, rng):
+        """The noise parameter of one picture, between `low` and `high`."""
+        return self.parameter(LEVELS[self.noise].draw(self.low, self.high, rng))
 
     def level(self, parameter):
         """The inverse of `parameter`."""
@@ -81,7 +92,7 @@ def _published():
     """The rule behind the 46 published rows."""
     levels = {"gaussian": ((25, 25), (5, 50)), "poisson": ((30, 30), (5, 50)), "impulse": ((0.5, 0.5), (0, 1))}
     for channels in (3, 1):
-        for noise in NOISES if channels == 3 else ("gaussian", "poisson"):
+        for noise in levels if channels == 3 else ("gaussian", "poisson"):
             for low, high in levels[noise]:
                 common = {"noise": noise, "low": low, "high": high, "channels": channels}
                 unknown = "global" if low == high else "per_image"

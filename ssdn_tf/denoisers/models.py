@@ -17,8 +17,8 @@ class Denoiser(NamedTuple):
 
     training: dict of samples (see `data.Samples`) -> loss map; the loss is added inside.
     inference: {"noisy": [N,H,W,C]} and, for a known parameter, "noise_parameter"
-        [N,1,1,1] -> dict with "denoised" and, where the pipeline has them, "mu_x",
-        "prior_std", "posterior_std" (all [N,H,W,C]) and "noise_parameter" [N or 1, 1, 1, 1].
+        [N,1,1,P] -> dict with "denoised" and, where the pipeline has them, "mu_x",
+        "prior_std", "posterior_std" (all [N,H,W,C]) and "noise_parameter" [N or 1, 1, 1, P].
     """
 
     training: keras.Model
@@ -93,7 +93,7 @@ def _bayesian(experiment, start, rate, network):
     channels, model = experiment.channels, noise_model(experiment)
     source = experiment.parameter_source
     noisy = keras.Input((None, None, channels), name="noisy")
-    given = keras.Input((1, 1, 1), name="noise_parameter")
+    given = keras.Input((1, 1, model.parameter_size), name="noise_parameter")
     outputs = prior.component_count(channels, experiment.diagonal)
     components = UNet(outputs, blindspot=True, name="unet", **network)(noisy)
     mu_x, sigma_x = GaussianPrior(channels, experiment.diagonal, name="prior")(components)
@@ -101,11 +101,13 @@ def _bayesian(experiment, start, rate, network):
         parameter = parameters.KnownParameter(model, name="parameter")(noisy, given)
     elif source == "global":
         parameter = parameters.GlobalParameter(model, start, rate, name="parameter")(noisy, given)
+    elif source == "fitted":
+        parameter = parameters.FittedParameter(model, name="parameter")(noisy, mu_x, sigma_x)
     else:
         layer = parameters.PerImageParameter(model, start, network, name="parameter")
         parameter = layer(noisy, given)
     scale = 2.0 if channels == 1 else model.loss_scale
-    regularization = 0.0 if source == "known" else model.regularization
+    regularization = model.regularization if source in ("global", "per_image") else 0.0
     loss = losses.MarginalLikelihood(model, regularization, scale, name="loss")
     posterior = (noisy, mu_x, sigma_x, parameter)
     inputs = {"noisy": noisy, "noise_parameter": given}

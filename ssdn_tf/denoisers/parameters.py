@@ -1,16 +1,21 @@
-"""Where the noise parameter comes from: it is given, one unknown number for all, or one number for each picture.
+"""Where the noise parameter comes from: it is given, one unknown for all, one for each picture, or fitted.
 
-The layers are called as `layer(noisy, noise_parameter)` with [N,H,W,C] and [N,1,1,1] and return a parameter
-[N or 1, 1, 1, 1] in the unit of the noise model. The learned ones ignore the given value.
+The layers are called as `layer(noisy, noise_parameter)` with [N,H,W,C] and [N,1,1,P] and return a parameter
+[N or 1, 1, 1, P] in the unit of the noise model. The learned ones ignore the given value. FittedParameter is called
+with the prior instead.
 
 Reference: Laine et al. 2019, section 4.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
+from ssdn_tf.denoisers import losses
 from ssdn_tf.denoisers.noise_layer import NoiseLayer
 from ssdn_tf.networks.unet import UNet
+from ssdn_tf.noise import fitting
+from ssdn_tf.noise.prior import Prior
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -26,7 +31,7 @@ class KnownParameter(NoiseLayer):
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class GlobalParameter(NoiseLayer):
-    """One number for the data set: constrain(rate * weight), where rate * weight begins at `start`.
+    """One parameter for the data set: constrain(rate * weight), where rate * weight begins at `start`.
 
     Adam moves a weight by about one learning rate in each step, whatever its gradient. A number that begins far
     from its value needs a larger step: `rate` multiplies the speed of this number alone. Published: start 0, rate 1.
@@ -38,14 +43,15 @@ class GlobalParameter(NoiseLayer):
         self.rate = rate
 
     def build(self, noisy_shape, noise_parameter_shape):
-        start = keras.initializers.Constant(self.start / self.rate)
-        self.raw = self.add_weight(name="noise_data", shape=(1, 1, 1, 1), initializer=start)
+        size = self.noise.parameter_size
+        self.raw = self.add_weight(name="noise_data", shape=(1, 1, 1, size), initializer="zeros")
+        self.raw.assign(np.broadcast_to(np.asarray(self.start) / self.rate, self.raw.shape))
 
     def call(self, noisy, noise_parameter):
         return self.noise.constrain(self.rate * self.raw)
 
     def compute_output_shape(self, noisy_shape, noise_parameter_shape):
-        return (1, 1, 1, 1)
+        return (1, 1, 1, self.noise.parameter_size)
 
     def get_config(self):
         return super().get_config() | {"start": self.start, "rate": self.rate}
@@ -53,7 +59,7 @@ class GlobalParameter(NoiseLayer):
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class PerImageParameter(NoiseLayer):
-    """One number for each picture: constrain(spatial mean of a plain U-Net with one output).
+    """One parameter for each picture: constrain(spatial mean of a plain U-Net).
 
     The weights of the U-Net's last layer begin at zero and its bias at `start`, so all pictures begin with the same
     number; without that the estimate fails to converge. Published: start 0.
@@ -69,18 +75,40 @@ class PerImageParameter(NoiseLayer):
         super().__init__(noise, **kwargs)
         self.start = start
         self.settings = dict(network or {})
-        self.network = UNet(1, blindspot=False, zero_start=True, name="param_estimation_net", **self.settings)
+        size = noise.parameter_size
+        self.network = UNet(size, blindspot=False, zero_start=True, name="param_estimation_net", **self.settings)
 
     def build(self, noisy_shape, noise_parameter_shape):
         self.network.build(noisy_shape)
-        self.network.last.bias.assign([self.start])
+        self.network.last.bias.assign(np.broadcast_to(self.start, (self.noise.parameter_size,)))
 
     def call(self, noisy, noise_parameter):
         raw = ops.mean(self.network(noisy), axis=(1, 2), keepdims=True)
         return self.noise.constrain(raw)
 
     def compute_output_shape(self, noisy_shape, noise_parameter_shape):
-        return (noisy_shape[0], 1, 1, 1)
+        return (noisy_shape[0], 1, 1, self.noise.parameter_size)
 
     def get_config(self):
         return super().get_config() | {"start": self.start, "network": self.settings}
+
+
+@keras.saving.register_keras_serializable("ssdn_tf")
+class FittedParameter(NoiseLayer):
+    """The parameter at which the pixels of a picture are most likely, given what the network says of them.
+
+    It has no weights, and gives no gradient. It reads some 8,000 pixels of each picture; see `noise.fitting`.
+
+    Call arguments: noisy, mu_x [N,H,W,C], sigma_x [N,H,W,C,C]. Output: [N,1,1,P].
+    """
+
+    def __init__(self, noise, **kwargs):
+        kwargs.setdefault("dtype", losses.algebra_dtype())
+        super().__init__(noise, **kwargs)
+
+    def call(self, noisy, mu_x, sigma_x):
+        noisy, mu_x, sigma_x = (ops.stop_gradient(v) for v in fitting.thin(noisy, mu_x, sigma_x))
+        return ops.cast(self.noise.fit(noisy, Prior(mu_x, sigma_x)), "float32")
+
+    def compute_output_spec(self, noisy, mu_x, sigma_x):
+        return keras.KerasTensor((noisy.shape[0], 1, 1, self.noise.parameter_size), "float32")

@@ -134,8 +134,7 @@ def corrupt(clean, tested, noise, generator, square=None):
     Returns:
         Corrupted.
     """
-    level = tested.low if tested.fixed else generator.uniform(tested.low, tested.high)
-    parameter = tested.parameter(level)
+    parameter = tested.draw_parameter(generator)
     padded = reflect_pad(clean, padded_size(*clean.shape[:2], square))
     return Corrupted(clean, noise.corrupt(padded, parameter, generator), parameter)
 

@@ -103,7 +103,7 @@ def _tested(result):
 def _noise(result):
     tested = _tested(result)
     low, high = tested["low"], tested["high"]
-    return f"{LEVELS[tested['noise']].name} {low:g}" + ("" if low == high else f" to {high:g}")
+    return LEVELS[tested["noise"]].describe(low, high)
 
 
 def paper_row(result):

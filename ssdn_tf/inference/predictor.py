@@ -15,6 +15,7 @@ from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, published, saved_models, tiling
 from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.noise.levels import LEVELS
 
 TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
 
@@ -26,7 +27,7 @@ class Prediction(NamedTuple):
     mu_x: mean of the prior, which does not know the pixel's own noisy value.
     prior_std, posterior_std: standard deviation of the prior and of the posterior, per channel.
     noise_parameter: the noise parameter that was used, given or estimated, in the unit of the noise model
-        (sigma 25 is 25/255).
+        (sigma 25 is 25/255); a tuple where the noise model has two numbers.
 
     All but `denoised` are None for the pipelines mean, n2c and n2n. `noise_parameter` is None too if the tiles of a
     large picture have different ones (see `Predictor.denoise`).
@@ -36,7 +37,7 @@ class Prediction(NamedTuple):
     mu_x: np.ndarray | None = None
     prior_std: np.ndarray | None = None
     posterior_std: np.ndarray | None = None
-    noise_parameter: float | None = None
+    noise_parameter: float | tuple | None = None
 
     def crop(self, height, width):
         """The prediction for the first `height` rows and `width` columns."""
@@ -121,11 +122,14 @@ class Predictor:
         return self._run_tiles(noisy, parameter, tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid))
 
     def _parameter(self, given):
-        """The noise parameter to feed: a number, 0 where the model ignores it."""
+        """The noise parameter to feed, zeros where the model ignores it."""
+        size = len(LEVELS[self.experiment.noise].numbers)
         if not self.needs_level:
-            return 0.0
+            return np.zeros(size)
         if given is not None:
-            return float(given)
+            if np.size(given) != size:
+                raise ValueError(f"expected a noise parameter of {size} numbers, received {given}.")
+            return given
         if self.experiment.low is None or not self.experiment.fixed:
             raise UserError("expected a noise level, as this model does not estimate it, received none.")
         return self.experiment.parameter(self.experiment.low)
@@ -150,11 +154,11 @@ class Predictor:
         """Prediction for one picture, in one piece."""
         inputs = {"noisy": noisy[None]}
         if "noise_parameter" in model.input:
-            inputs["noise_parameter"] = np.full((1, 1, 1, 1), parameter, np.float32)
+            inputs["noise_parameter"] = np.reshape(np.float32(parameter), (1, 1, 1, -1))
         outputs = {name: np.asarray(value) for name, value in model.predict_on_batch(inputs).items()}
         level = outputs.pop("noise_parameter", None)
         images = {name: value[0] for name, value in outputs.items()}
-        return Prediction(**images, noise_parameter=None if level is None else level.item())
+        return Prediction(**images, noise_parameter=None if level is None else _plain(level))
 
     def _estimate(self, noisy, tiles):
         """Noise parameter of a whole picture: that of the mean of the estimator's map over all pixels."""
@@ -168,6 +172,12 @@ class Predictor:
         """For a per-image model: the same without its estimator, with the noise parameter as an input."""
         experiment = dataclasses.replace(self.experiment, parameter_source="known")
         return _compiled(models.build(experiment).inference)
+
+
+def _plain(parameter):
+    """A noise parameter as a float, or a tuple of floats."""
+    values = tuple(np.ravel(parameter).tolist())
+    return values[0] if len(values) == 1 else values
 
 
 def load(path):

@@ -27,6 +27,13 @@ class GaussianNoise(AdditiveNoise):
         """sigma^2, [N,1,1,C]."""
         return ops.broadcast_to(sigma * sigma, ops.shape(sigma)[:-1] + (prior.mu_x.shape[-1],))
 
+    def basis(self, prior):
+        return ops.ones_like(prior.mu_x)[..., None]
+
+    def from_weights(self, weights):
+        """The weight is sigma^2."""
+        return ops.sqrt(weights)
+
     def bound_known(self, sigma):
         """A known sigma is bounded below by 1e-3, so that sigma_y is definite."""
         return ops.maximum(sigma, MINIMUM)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.noise import linalg
+from ssdn_tf.noise import fitting, linalg
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.noise.model import NoiseModel
 from ssdn_tf.noise.prior import Prior
@@ -150,6 +150,13 @@ class ImpulseNoise(NoiseModel):
         """Probability that a pixel was not replaced, [N,H,W,1]."""
         log_clean, log_impulse = self._log_joint(noisy, effective, alpha, determinant_floor)
         return ops.sigmoid(log_clean - log_impulse)[..., None]
+
+    def fit(self, noisy, prior):
+        """Maximum-likelihood alpha of each picture under the exact mixture: [N,1,1,1]. See `noise.fitting`."""
+        half = ops.full((1, 1, 1, 1), 0.5, dtype=prior.mu_x.dtype)
+        log_clean, log_impulse = self._log_joint(noisy, self.effective_prior(prior), half)
+        log_ratio = ops.reshape(log_clean - log_impulse, (ops.shape(noisy)[0], -1))
+        return ops.reshape(fitting.mixture_share(log_ratio), (-1, 1, 1, 1))
 
     def standard_deviation(self, prior, alpha):
         """The published measure of the noise, alpha 100/255: [N,1,1]."""

@@ -1,7 +1,8 @@
 """What a noise level is called, its unit and its legal range, for each noise model.
 
 A level is the number that people say: sigma 25 (of 255), lam 30 photons, alpha 0.5. A parameter is the same
-quantity in the unit of the formulas, where intensities are in [0, 1]: sigma 25/255.
+quantity in the unit of the formulas, where intensities are in [0, 1]: sigma 25/255. A noise model with two numbers
+(`Levels`) has tuples of them, in one order; inside such a level, None stands for noise of that kind that is not there.
 
 Flags, run names, data, the SavedModel and its client all read this table. It imports no Keras, so the client
 can read it too. Sentences here never name a flag; `commands.level_flags` adds it.
@@ -12,6 +13,7 @@ there is nothing to learn (`check_trainable`).
 """
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,7 @@ class Level:
     scale: level / parameter.
     label_scale: number in run names / level.
     trivial: legal fixed levels at which there is no noise, or nothing but noise.
-
-    A noise model with two parameters can have two of these: all but `kind` and `short` concern one number.
+    gain: name of the parameter where it is 1 / level (0 for the level None), else None.
     """
 
     kind: str
@@ -43,14 +44,48 @@ class Level:
     scale: float = 1.0
     label_scale: float = 1.0
     trivial: tuple = ()
+    gain: str | None = None
+
+    @property
+    def numbers(self):
+        """What a level consists of: this number alone. `Levels` has several."""
+        return (self,)
+
+    def split(self, level):
+        """A level, or a parameter, as a tuple of its numbers."""
+        return (level,)
 
     def to_parameter(self, level):
         """A level in the unit of the noise model: sigma 25 becomes 25/255."""
+        if self.gain:
+            return 0.0 if level is None else 1.0 / level
         return level / self.scale
 
     def to_level(self, parameter):
         """The inverse of `to_parameter`."""
+        if self.gain:
+            return None if parameter == 0 else 1.0 / parameter
         return parameter * self.scale
+
+    @property
+    def absent(self):
+        """The level that stands for no such noise."""
+        return None if self.gain else 0.0
+
+    @property
+    def parameter_range(self):
+        """(lowest, highest) legal parameter."""
+        if self.gain:
+            return 0.0, 1.0 / self.low
+        return self.to_parameter(self.low), self.to_parameter(self.high)
+
+    def draw(self, low, high, rng):
+        """The level of one picture: uniform between `low` and `high`, without a draw where they are equal."""
+        return low if low == high else rng.uniform(low, high)
+
+    def describe(self, low, high=None):
+        """In words: "sigma 25", "sigma 5 to 50"."""
+        return f"{self.name} {low:.4g}" + ("" if high in (None, low) else f" to {high:.4g}")
 
     @property
     def allowed(self):
@@ -60,8 +95,10 @@ class Level:
     @property
     def allowed_parameter(self):
         """The legal parameters, for error messages: "sigma in [0, 1] (sigma 25 of 255 is 0.098)"."""
-        low, high = (_number(self.to_parameter(level)) for level in (self.low, self.high))
-        range_ = f"{self.name} in [{low}, {high}]"
+        low, high = map(_number, self.parameter_range)
+        range_ = f"{self.gain or self.name} in [{low}, {high}]"
+        if self.gain:
+            return f"{range_} (1 / {self.name})"
         if self.scale == 1:
             return f"{range_} ({self.unit})"
         example = self.to_parameter(self.default)
@@ -119,6 +156,80 @@ class Level:
         return self.short + "_".join(numbers)
 
 
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """The level of a noise model with several numbers: a tuple with one for each, in the order of `numbers`.
+
+    Methods as those of `Level`.
+    """
+
+    kind: str
+    short: str
+    numbers: tuple
+
+    @property
+    def default(self):
+        return tuple(number.default for number in self.numbers)
+
+    @property
+    def absent(self):
+        return tuple(number.absent for number in self.numbers)
+
+    def split(self, level):
+        return tuple(level)
+
+    def to_parameter(self, level):
+        return tuple(number.to_parameter(value) for number, value in zip(self.numbers, level))
+
+    def to_level(self, parameter):
+        return tuple(number.to_level(value) for number, value in zip(self.numbers, parameter))
+
+    def parse_one(self, text):
+        parts = text.split(",")
+        if len(parts) != len(self.numbers):
+            raise ValueError(f"expected {len(self.numbers)} numbers, received '{text}'.")
+        return tuple(number.parse_one(part) for number, part in zip(self.numbers, parts))
+
+    def check_trainable(self, low, high):
+        if low == high == self.absent:
+            raise ValueError("expected a level to learn from, or a range, received no noise.")
+
+    def draw(self, low, high, rng):
+        return tuple(number.draw(a, b, rng) for number, a, b in zip(self.numbers, low, high))
+
+    def describe(self, low, high=None):
+        ends = zip(self.numbers, low, low if high is None else high)
+        parts = [number.describe(a, b) for number, a, b in ends if (a, b) != (number.absent, number.absent)]
+        return ", ".join(parts) or "no noise"
+
+    def label(self, low, high):
+        """As run names have it: poisson_gauss-lam50-sigma10."""
+        if low is None:
+            return self.short
+        ends = zip(self.numbers, low, high)
+        parts = [dataclasses.replace(n, short=n.name).label(a, b) for n, a, b in ends if (a, b) != (n.absent, n.absent)]
+        return "-".join([self.short, *parts])
+
+
+class AdditiveLevels(Levels):
+    """The levels of the mixture of all additive noises: each picture has Gaussian noise, Poisson noise, or both."""
+
+    def draw(self, low, high, rng):
+        """Half of the pictures have Gaussian noise, a quarter Poisson noise, a quarter both.
+
+        Sigma is uniform between its ends, but beside Poisson noise below 0.4 of the highest; lam is log-uniform, so
+        that weak noise is drawn as often as strong noise.
+        """
+        if low == high:
+            return low
+        (lam_low, sigma_low), (lam_high, sigma_high) = low, high
+        part = rng.random()
+        lam = math.exp(rng.uniform(math.log(lam_low), math.log(lam_high)))
+        beside = max(sigma_low, 0.4 * sigma_high)
+        sigma = rng.uniform(sigma_low, sigma_high if part < 0.5 else beside)
+        return None if part < 0.5 else lam, 0.0 if part >= 0.75 else sigma
+
+
 _SIGMA = Level(
     kind="gaussian",
     short="gauss",
@@ -155,7 +266,22 @@ _ALPHA = Level(
     label_scale=100.0,
     trivial=(0.0, 1.0),
 )
-LEVELS = {level.kind: level for level in (_SIGMA, _LAM, _ALPHA)}
+# Each level that has a flag, by its name.
+NAMES = {level.name: level for level in (_SIGMA, _LAM, _ALPHA)}
+_GAIN = dataclasses.replace(_LAM, default=50.0, gain="gain")
+_READOUT = dataclasses.replace(_SIGMA, default=10.0)
+LEVELS = {
+    level.kind: level
+    for level in (
+        _SIGMA,
+        _LAM,
+        _ALPHA,
+        Levels("poisson_gaussian", "poisson_gauss", (_GAIN, _READOUT)),
+        AdditiveLevels("additive", "additive", (_GAIN, _READOUT)),
+    )
+}
+# What `additive` noise draws from where the user does not say: lam 5 to 200, sigma 1 to 50.
+ADDITIVE_RANGE = ((5.0, 1.0), (200.0, 50.0))
 
 
 def _number(value):

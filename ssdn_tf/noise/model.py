@@ -18,7 +18,7 @@ import math
 
 from keras import ops
 
-from ssdn_tf.noise import linalg
+from ssdn_tf.noise import fitting, linalg
 from ssdn_tf.noise.prior import diagonal_matrix
 
 MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside the Poisson variance
@@ -27,9 +27,10 @@ MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside t
 class NoiseModel:
     """Base of all noise models. How to write one: see `noise.registry`.
 
-    Shapes: noisy and mu_x [N,H,W,C], sigma_x [N,H,W,C,C], parameter [N,1,1,1] or [1,1,1,1].
+    Shapes: noisy and mu_x [N,H,W,C], sigma_x [N,H,W,C,C], parameter [N,1,1,P] or [1,1,1,P], where P is 1 but for
+    Poisson-Gaussian noise (2).
 
-    level: the `Level` of the model's parameter.
+    level: the `Level` or `Levels` of the model's parameter.
     loss_scale: published weight of the negative log-likelihood in colour.
     regularization: published weight of the noise std when the parameter is learned.
     """
@@ -42,6 +43,11 @@ class NoiseModel:
     def kind(self):
         """Name of the noise model: a key of `registry.MODELS` and `levels.LEVELS`."""
         return self.level.kind
+
+    @property
+    def parameter_size(self):
+        """How many numbers the noise parameter has, P."""
+        return len(self.level.numbers)
 
     def get_config(self):
         return dataclasses.asdict(self)
@@ -62,7 +68,7 @@ class NoiseModel:
         Args:
             noisy: float [N, H, W, C].
             prior: Prior at each pixel.
-            parameter: float [N or 1, 1, 1, 1], in the unit of the model.
+            parameter: float [N or 1, 1, 1, P], in the unit of the model.
 
         Returns:
             float [N, H, W], nats, without the constant 0.5 C log(2 pi).
@@ -94,8 +100,21 @@ class NoiseModel:
 class AdditiveNoise(NoiseModel):
     """y = x + n, n with the covariance sigma_n = diag(variance): the base of Gaussian and Poisson noise.
 
-    A subclass has `variance(prior, parameter)`, the variances of the noise, [N,H,W,C] or broadcastable.
+    A subclass has
+
+    variance(prior, parameter): the variances of the noise, [N,H,W,C] or broadcastable;
+    basis(prior): [N,H,W,C,P], such that these variances are basis w with weights w [N,1,1,P] that are at least 0;
+    from_weights(w): the parameter with these weights, [N,1,1,P].
     """
+
+    def fit(self, noisy, prior):
+        """Maximum-likelihood parameter of each picture, given the network's prior: [N,1,1,P]. See `noise.fitting`."""
+        weights = fitting.variance_weights(noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self._weight_range())
+        return self.from_weights(weights)
+
+    def _weight_range(self):
+        """(lowest, highest) weights: those of the legal parameters, with a std of at least 1e-3."""
+        return [(MINIMUM**2, n.parameter_range[1] if n.gain else 1.0) for n in self.level.numbers]
 
     def marginal_moments(self, prior, parameter):
         """Mean mu_x [N,H,W,C] and covariance sigma_x + sigma_n [N,H,W,C,C] of the noisy pixel."""

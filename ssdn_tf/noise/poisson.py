@@ -33,6 +33,16 @@ class PoissonNoise(AdditiveNoise):
         """max(mu_x, 1e-3) / lam, [N,H,W,C]."""
         return ops.maximum(prior.mu_x, MINIMUM) / lam
 
+    def basis(self, prior):
+        return ops.maximum(prior.mu_x, MINIMUM)[..., None]
+
+    def from_weights(self, weights):
+        """The weight is 1 / lam."""
+        return 1.0 / weights
+
+    def _weight_range(self):
+        return [(MINIMUM**2, 1.0 / self.level.low)]
+
     def constrain(self, raw):
         """The learned number is 1 / lam."""
         return 1.0 / super().constrain(raw)

@@ -5,9 +5,9 @@ How to add a noise model:
 1. Write its `Level` into `noise/levels.py`: name, unit, legal range, default. The flags of all commands, run names,
    the SavedModel's check and its client follow from it.
 2. Write its class into a file of its own, with `level`, `corrupt`, `estimate`, where needed `bound_known`, and either
-   `variance` (noise that is added: derive from AdditiveNoise, nothing else is needed) or `marginal_moments`,
-   `posterior_mean`, `posterior_std` and `standard_deviation` (derive from NoiseModel). Options of the model are
-   fields of the dataclass; those that an experiment also has are taken from there.
+   `variance`, `basis` and `from_weights` (noise that is added: derive from AdditiveNoise, nothing else is needed) or
+   `marginal_moments`, `posterior_mean`, `posterior_std`, `standard_deviation` and `fit` (derive from NoiseModel).
+   Options of the model are fields of the dataclass; those that an experiment also has are taken from there.
 3. Add the class to MODELS below.
 
 All tests with `every_model` (tests/noise, tests/denoisers) then run for it: serialization, corruption, moments and
@@ -18,8 +18,10 @@ level (LEVELS in tests/noise/noise_cases.py) and its formulas written out once m
 from ssdn_tf.noise.gaussian import GaussianNoise
 from ssdn_tf.noise.impulse import ImpulseNoise
 from ssdn_tf.noise.poisson import PoissonNoise
+from ssdn_tf.noise.poisson_gaussian import AnyAdditiveNoise, PoissonGaussianNoise
 
-MODELS = {model.level.kind: model for model in (GaussianNoise, PoissonNoise, ImpulseNoise)}
+_CLASSES = (GaussianNoise, PoissonNoise, ImpulseNoise, PoissonGaussianNoise, AnyAdditiveNoise)
+MODELS = {model.level.kind: model for model in _CLASSES}
 
 
 def make(kind, **options):

@@ -84,7 +84,7 @@ def start_of_parameter(options, samples):
         return 0.0
     model = models.noise_model(experiment)
     if options.start != "estimate":
-        return model.unconstrain(experiment.parameter(float(options.start)))
+        return model.unconstrain(experiment.parameter(model.level.parse_one(options.start)))
     # Numbers that no training reaches, so that the estimate has crops of its own.
     crops = np.concatenate([samples.batch(2**40 + i, 1)["noisy"] for i in range(64)])
     return model.unconstrain(model.estimate(crops))

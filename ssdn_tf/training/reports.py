@@ -49,9 +49,9 @@ class Validation:
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
     def _loss(self, model, image):
-        level = self.options.experiment.parameter(self.options.experiment.low)
+        parameter = np.float32(self.options.experiment.parameter(self.options.experiment.low))
         inputs = {"noisy": image[None], "target": image[None], "exponent": np.ones((1, 1, 1, 1), np.float32)}
-        inputs["noise_parameter"] = np.full((1, 1, 1, 1), level, np.float32)
+        inputs["noise_parameter"] = np.reshape(parameter, (1, 1, 1, -1))
         outputs = model({name: inputs[name] for name in model.input})
         return np.mean(keras.ops.convert_to_numpy(outputs))
 
@@ -135,7 +135,7 @@ def progress_line(row, options, left):
         f"loss {row['loss']:.4f}",
     ]
     if "noise_level" in row:
-        parts.append(f"{LEVELS[options.experiment.noise].name} {row['noise_level']:.4g}")
+        parts.append(LEVELS[options.experiment.noise].describe(row["noise_level"]))
     if "psnr_mu_x" in row:
         parts.append(f"PSNR mu_x {row['psnr_mu_x']:.2f}, posterior mean {row['psnr']:.2f} dB")
     elif "psnr" in row:

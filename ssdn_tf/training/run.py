@@ -285,7 +285,9 @@ class Run:
         layer = self.denoiser.training.get_layer("parameter")
         raw = self.variables.get(f"average/{layer.raw.path}", layer.raw)
         parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(raw.numpy()))
-        return float(self.options.experiment.level(np.asarray(parameter).item()))
+        values = np.ravel(np.asarray(parameter)).tolist()
+        experiment = self.options.experiment
+        return experiment.level(values[0] if len(values) == 1 else values)
 
 
 def _open(options, data_dir, memory_mb):
