@@ -11,13 +11,19 @@ from ssdn_tf.noise.prior import Prior
 from ssdn_tf.noise.registry import MODELS
 
 SHAPE = (2, 3, 4)
-LEVELS = {"gaussian": 0.1, "poisson": 30.0, "impulse": 0.4}  # a typical parameter; a new model joins by a line here
+LEVELS = {  # a typical parameter; a new model joins by a line here
+    "gaussian": 0.1,
+    "poisson": 30.0,
+    "impulse": 0.4,
+    "poisson_gaussian": np.array([1 / 40, 0.06]),
+    "additive": np.array([1 / 40, 0.06]),
+}
 
-every_model = pytest.mark.parametrize("model", [m() for m in MODELS.values()], ids=lambda m: m.kind)
+# `additive` has the formulas of poisson_gaussian.
+_MODELS = [model() for kind, model in MODELS.items() if kind != "additive"]
+every_model = pytest.mark.parametrize("model", _MODELS, ids=lambda m: m.kind)
 every_likelihood = pytest.mark.parametrize(
-    "model",
-    [*(m() for m in MODELS.values()), MODELS["impulse"]("mixture")],
-    ids=[*MODELS, "mixture"],
+    "model", [*_MODELS, MODELS["impulse"]("mixture")], ids=[*(m.kind for m in _MODELS), "mixture"]
 )
 every_channel_count = pytest.mark.parametrize("channels", [1, 3])
 
@@ -29,6 +35,9 @@ def reference_moments(kind, mu_x, sigma_x, parameter):
         return mu_x, sigma_x + parameter**2 * eye
     if kind == "poisson":
         return mu_x, sigma_x + np.diag(np.maximum(mu_x, 1e-3) / parameter)
+    if kind in ("poisson_gaussian", "additive"):
+        gain, readout = parameter
+        return mu_x, sigma_x + np.diag(gain * np.maximum(mu_x, 1e-3) + readout**2)
     mu_y = parameter / 2 + (1 - parameter) * mu_x
     second = parameter * (ones / 4 + eye / 12) + (1 - parameter) * (sigma_x + np.outer(mu_x, mu_x))
     return mu_y, second - np.outer(mu_y, mu_y)
@@ -59,11 +68,22 @@ def reference_posterior(kind, y, mu_x, sigma_x, parameter, inflation=0.0, floor=
 
 
 def pixelwise(function, kind, noisy, mu_x, sigma_x, parameter, **kwargs):
-    """A reference applied to every pixel of [N,H,W]; parameter [N,1,1,1]."""
+    """A reference applied to every pixel of [N,H,W]; parameter [N,1,1,P]."""
     results = [
-        function(kind, noisy[p], mu_x[p], sigma_x[p], parameter[p[0], 0, 0, 0], **kwargs) for p in np.ndindex(SHAPE)
+        function(kind, noisy[p], mu_x[p], sigma_x[p], plain(parameter[p[0]]), **kwargs) for p in np.ndindex(SHAPE)
     ]
     return np.reshape(results, (*SHAPE, *np.shape(results[0])))
+
+
+def plain(parameter):
+    """The parameter of one picture, as a number or [P]."""
+    values = np.ravel(parameter)
+    return values[0] if len(values) == 1 else values
+
+
+def as_batch(parameter):
+    """A parameter as [1,1,1,P]."""
+    return np.reshape(parameter, (1, 1, 1, -1))
 
 
 def case(model, channels, seed=0):

@@ -250,9 +250,7 @@ def test_a_lasting_failure_is_an_error(double, kind, short_pauses):
     with pytest.raises(remote.ServerError, match=r"the server is busy \(The batch.*\)\. Tried 3 times\."):
         remote.connect(double.urls[kind], "ssdn", retries=2).predict("serving_default", GOOD, "denoised")
     double.drop = 1000
-    with pytest.raises(
-        remote.ServerError, match=r"broke before the answer came \(.*\)\. Tried 3 times\."
-    ):
+    with pytest.raises(remote.ServerError, match=r"broke before the answer came \(.*\)\. Tried 3 times\."):
         remote.connect(double.urls[kind], "ssdn", retries=2).signatures()
 
 
@@ -296,9 +294,7 @@ def test_a_server_that_dies_of_a_request_breaks_the_connection(kind, short_pause
 @BOTH
 def test_a_server_that_is_not_there_is_named(kind, short_pauses):
     address = f"{'http' if kind == 'rest' else 'grpc'}://127.0.0.1:{free_port()}"
-    with pytest.raises(
-        remote.ServerError, match="(?i)cannot reach .*refused.* port 8501 .* Tried 2"
-    ) as caught:
+    with pytest.raises(remote.ServerError, match="(?i)cannot reach .*refused.* port 8501 .* Tried 2") as caught:
         remote.connect(address, "ssdn", retries=1).predict("serving_default", GOOD, "denoised")
     assert str(caught.value).startswith(address) and not caught.value.broken
 
