@@ -27,13 +27,13 @@ ALLOWED = {
 # These run on every backend of Keras: they and what they need import none.
 ANY_BACKEND = ("noise", "networks", "denoisers")
 WITHOUT_KERAS = [
-    *("errors", "noise.levels", "denoisers.experiments", "data.images", "data.samples", "evaluation.metrics"),
+    *("errors", "noise.levels", "denoisers.experiments", "data.images", "data.files", "data.samples", "evaluation.metrics"),
     *("inference.tiling", "commands.level_flags"),
     *("serving.remote", "serving.rpc", "serving.remote_denoiser", "serving.picture_files"),
 ]
 DECLARED = {
     *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL"),
-    *("skimage", "ssdn_tf", "tensorboard", "tensorflow", "tensorflow_datasets", "tqdm"),
+    *("skimage", "ssdn_tf", "tensorboard", "tensorflow", "tensorflow_datasets", "tifffile", "tqdm"),
 }
 
 

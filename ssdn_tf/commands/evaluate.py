@@ -6,18 +6,20 @@ import sys
 
 from absl import flags
 
-from ssdn_tf.commands import cli, level_flags
+from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.training import folder as runs
 
 TEXT = """Measures a denoiser by the paper's protocol, and leaves pictures to look at.
 
-    python evaluate.py                                                newest run, held-out sample photographs
-    python evaluate.py --dataset=set14 --data_dir=DIR                 newest run
-    python evaluate.py --dataset=kodak,bsd300 --data_dir=DIR --model=runs/00003-... --repeats=1
+    python evaluate.py                                                 sample photographs, sigma 25
+    python evaluate.py --dataset=set14 --data_dir=DIR
+    python evaluate.py --lam=30 --parameter_source=fitted --dataset=kodak --repeats=1 --data_dir=DIR
+    python evaluate.py --model=runs/00003-... --dataset=kodak,bsd300 --data_dir=DIR
     python evaluate.py --model=none --baseline=cbm3d --sigma=25 --dataset=DIR
 """
+
+_ADDITIVE_TEST = (None, 25.0)  # sigma 25, of the paper's first rows
 
 
 def evaluate():
@@ -27,11 +29,10 @@ def evaluate():
 def define(values):
     """The flags of evaluate.py."""
     with cli.group(values, "Model"):
-        flags.DEFINE_string(
-            "model", None, "folder of a run or of a SavedModel, or a published network file; none: only the --baseline "
-            "(default: the newest run)", flag_values=values,
-        )  # fmt: skip
-        flags.DEFINE_string("runs", "runs", "folder of the runs, for the newest", flag_values=values)
+        model_flag.define(values, "; none: only the --baseline")
+        flags.DEFINE_enum(
+            "channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values
+        )
         flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=values)
     with cli.group(values, "Data"):
         cli.data_dir_flag(values)
@@ -44,7 +45,11 @@ def define(values):
             flag_values=values,
         )  # fmt: skip
     with cli.group(values, "Noise"):
-        level_flags.define(values, " (default: the levels that the model was trained for)")
+        level_flags.define(values, " (default: the levels that the model was trained for; additive: --sigma=25)")
+        flags.DEFINE_enum(
+            "parameter_source", None, ("known", "fitted"), "the model is told the noise level of each picture, or it "
+            "is fitted to the picture (default: known; models that learned a level have their own)", flag_values=values,
+        )  # fmt: skip
         flags.DEFINE_integer(
             "repeats", None, "noise draws for each picture (default: kodak 10, bsd300 3, set14 20, others 1)",
             lower_bound=1, flag_values=values,
@@ -60,6 +65,8 @@ def define(values):
 
 def main(values):
     """Flags to results.json and a table; the exit code."""
+    if model_flag.is_list(values):
+        return 0
     from ssdn_tf.evaluation import protocol, report
 
     predictor = _predictor(values)
@@ -70,7 +77,7 @@ def main(values):
     for label in labels:
         if labels.count(label) > 1:
             raise UserError(f"--dataset: expected each name once, received '{label}' {labels.count(label)} times.")
-    denoisers = [protocol.model_denoiser(predictor)] if predictor else []
+    denoisers = [_denoiser(values, predictor)] if predictor else []
     if values.baseline:
         with cli.errors_about("baseline"):
             denoisers.append(protocol.cbm3d_denoiser(tested))
@@ -89,18 +96,28 @@ def main(values):
 
 def _predictor(values):
     """The Predictor that the flags ask for, or None for a baseline alone."""
-    from ssdn_tf.inference import predictor
-
     if values.model == "none":
         if not values.baseline:
             raise UserError("expected --baseline with --model=none, received none.")
         return None
-    return predictor.load(values.model or runs.newest_run(values.runs))
+    return model_flag.load(values, int(values.channels))
+
+
+def _denoiser(values, predictor):
+    from ssdn_tf.evaluation import protocol
+
+    source = values.parameter_source
+    if source == "fitted" and not predictor.can_fit:
+        raise UserError(f"--parameter_source=fitted: {predictor.experiment.name} cannot fit the noise.")
+    if source == "known" and not predictor.needs_level:
+        raise UserError(f"--parameter_source=known: {predictor.experiment.name} cannot be told the noise level.")
+    return protocol.model_denoiser(predictor, fitted=source == "fitted")
 
 
 def _tested(values, experiment):
     """The Experiment to draw noise for: that of the model, with the levels of the test."""
-    levels = level_flags.read(values, experiment.noise) or (experiment.low, experiment.high)
+    trained = (_ADDITIVE_TEST,) * 2 if experiment.noise == "additive" else (experiment.low, experiment.high)
+    levels = level_flags.read(values, experiment.noise) or trained
     if levels[0] is None:
         raise UserError(
             f"expected {level_flags.choice(experiment.noise)}, as the model does not say what noise level it was "

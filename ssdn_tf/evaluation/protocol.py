@@ -15,6 +15,7 @@ from ssdn_tf.denoisers.models import noise_model
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import baselines, metrics, report
 from ssdn_tf.inference.predictor import Prediction
+from ssdn_tf.noise.levels import LEVELS
 
 PADDING = 32  # the published evaluation pads to its multiples, whatever the network
 
@@ -185,16 +186,22 @@ class Denoiser:
     @property
     def estimates_level(self):
         """True if the denoiser finds the noise level itself."""
-        return self.experiment is not None and self.experiment.parameter_source in ("global", "per_image")
+        return self.experiment is not None and self.experiment.parameter_source in ("global", "per_image", "fitted")
 
 
-def model_denoiser(predictor):
-    """Denoiser of a Predictor, told the true noise parameter if it needs one. It sees the padding, as published."""
+def model_denoiser(predictor, fitted=False):
+    """Denoiser of a Predictor, told the true noise parameter if it needs one. It sees the padding, as published.
+
+    fitted: the noise parameter is fitted to each picture instead.
+    """
+    experiment = predictor.experiment
+    if fitted:
+        experiment = dataclasses.replace(experiment, parameter_source="fitted")
 
     def denoise(case):
-        return predictor.denoise(case.padded, case.parameter).crop(*case.clean.shape[:2])
+        return predictor.denoise(case.padded, "fitted" if fitted else case.parameter).crop(*case.clean.shape[:2])
 
-    return Denoiser(predictor.experiment.name, denoise, predictor.experiment)
+    return Denoiser(experiment.name, denoise, experiment)
 
 
 def cbm3d_denoiser(tested):
@@ -203,10 +210,12 @@ def cbm3d_denoiser(tested):
     Raises:
         UserError: the noise is not Gaussian, or the package is missing.
     """
-    if tested.noise != "gaussian":
-        raise UserError(f"CBM3D: expected Gaussian noise, received {tested.noise}.")
+    level = LEVELS[tested.noise]
+    pairs = zip(level.numbers, level.split(tested.low), level.split(tested.high))
+    if any((low, high) != (number.absent,) * 2 for number, low, high in pairs if number.name != "sigma"):
+        raise UserError(f"CBM3D: expected Gaussian noise, received {level.describe(tested.low, tested.high)}.")
     baselines.package()
-    return Denoiser("cbm3d", lambda case: Prediction(baselines.cbm3d(case.noisy, case.parameter)))
+    return Denoiser("cbm3d", lambda case: Prediction(baselines.cbm3d(case.noisy, np.ravel(case.parameter)[-1])))
 
 
 # ---------------------------------------------------------------- scores

@@ -12,7 +12,7 @@ from ssdn_tf.denoisers.experiments import PUBLISHED_PSNR, Experiment, unchecked
 from ssdn_tf.noise.levels import LEVELS
 
 _SIDE = 320  # of a picture in a strip, cut from the middle
-_AVERAGED = ("psnr_noisy", "psnr_mu_x", "psnr", "ssim", "inside_1_std", "inside_2_std", "estimated_level")
+_AVERAGED = ("psnr_noisy", "psnr_mu_x", "psnr", "ssim", "inside_1_std", "inside_2_std")
 _STD_WHITE = 0.1  # prior std that is shown as white
 
 
@@ -26,7 +26,8 @@ def statistics(rows):
         rows: dicts with "image", "psnr" and other numbers, see `protocol.scores`.
 
     Returns:
-        dict: the mean of each number, None if no row has a finite one;
+        dict: the mean of each number, None if no row has a finite one; of estimated_level, the median (of each of
+        its numbers);
         infinite: {name: how many rows are left out of its mean}, only the names that have some;
         standard_error_images: over pictures (how another set of pictures would differ), None for one picture;
         standard_error_noise: over the noise draws on these pictures, None for one repeat.
@@ -35,6 +36,11 @@ def statistics(rows):
     infinite = {key: sum(map(math.isinf, column)) for key, column in values.items()}
     result = {key: _mean([v for v in column if not math.isinf(v)]) for key, column in values.items() if column}
     result["infinite"] = {key: count for key, count in infinite.items() if count}
+    levels = [row["estimated_level"] for row in rows if "estimated_level" in row]
+    if levels:
+        # One kind of noise that is not found (None) is infinitely many photons.
+        median = np.median([[np.inf if n is None else n for n in np.atleast_1d(level)] for level in levels], axis=0)
+        result["estimated_level"] = median.tolist() if len(median) > 1 else float(median[0])
     groups = {}
     for row in rows:
         if not math.isinf(row["psnr"]):
@@ -65,7 +71,7 @@ def table(results):
         cells = [
             r["name"],
             r["dataset"],
-            _noise(r),
+            tested(r),
             f"{r['images']} x {r['repeats']}",
             _number(r["psnr_noisy"]),
             _number(r.get("psnr_mu_x")),
@@ -91,6 +97,9 @@ def _remarks(result):
     if result.get("inside_1_std") is not None:
         inside = f"{result['inside_1_std']:.1%} and {result['inside_2_std']:.1%} of the clean values lie"
         yield from ("", f"{name}: {inside} within 1 and 2 posterior std.")
+    if result.get("estimated_level") is not None:
+        found = LEVELS[_tested(result)["noise"]].describe(result["estimated_level"])
+        yield from ("", f"{name}: the median of the levels found is {found}.")
     for key, count in result.get("infinite", {}).items():
         yield from ("", f"{name}: the mean {key} leaves out {count} infinite values (8-bit pictures without error).")
 
@@ -100,10 +109,10 @@ def _tested(result):
     return result.get("tested") or result["experiment"]
 
 
-def _noise(result):
-    tested = _tested(result)
-    low, high = tested["low"], tested["high"]
-    return LEVELS[tested["noise"]].describe(low, high)
+def tested(result):
+    """The noise of a test in words."""
+    case = _tested(result)
+    return LEVELS[case["noise"]].describe(case["low"], case["high"])
 
 
 def paper_row(result):

@@ -13,10 +13,14 @@ from keras import ops
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints, published, saved_models, tiling
+from ssdn_tf.inference import checkpoints, pretrained, published, saved_models, tiling
 from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.noise import fitting
 from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.prior import Prior
 
+_FITTED = object()
+_FITTED_TILES = 4  # tiles of a large picture that a fit reads
 TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
 
 
@@ -52,10 +56,11 @@ class Prediction(NamedTuple):
 class Source:
     """Where a model was loaded from.
 
-    kind: "run", "saved_model" or "published".
-    path: the run's folder, the SavedModel's folder (of one version), or the file.
+    kind: "run", "saved_model", "published" or "pretrained".
+    path: the run's folder, the SavedModel's folder (of one version), or the file of weights.
     details: run: {"options": content of options.json, "position": of the checkpoint};
-        SavedModel: its model card; published file: {"published_network": name, "licence": sentence}.
+        SavedModel and pretrained network: its model card;
+        published file: {"published_network": name, "licence": sentence}.
     """
 
     kind: str
@@ -77,11 +82,17 @@ class Predictor:
         self.model = model
         self.experiment = experiment
         self.source = source
+        self._siblings = {}
 
     @property
     def needs_level(self):
         """True if the model was trained to be told the noise parameter of each picture."""
         return self.experiment.parameter_source == "known"
+
+    @property
+    def can_fit(self):
+        """True if the noise parameter can be fitted to a picture; see `noise.fitting`."""
+        return self.experiment.pipeline == "blindspot" and isinstance(self.model, keras.Model)
 
     @property
     def grid(self):
@@ -98,18 +109,20 @@ class Predictor:
 
         Args:
             noisy: float32 [H,W,C] in [0, 1] plus noise, any H and W from 1, with the model's number of channels.
-            noise_parameter: of the picture, in the unit of the noise model; for models that need it. Default: the
-                level that the model was trained for, if it is one level. Other models ignore it.
+            noise_parameter: of the picture, in the unit of the noise model, for models that need it; or "fitted", for
+                the one at which this picture is most likely. Default: the level that the model was trained for, if
+                it is one level, else fitted. Models with a parameter of their own ignore a given one.
             tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
                 `grid`, which bounds the memory. None: never. The result is that of the whole picture up to rounding,
-                with one exception: a SavedModel that estimates the level of each picture estimates it for each tile.
+                with two exceptions: a SavedModel that finds the level of each picture finds it for each tile; and a
+                level is fitted to some of the tiles.
 
         Returns:
             Prediction.
 
         Raises:
             ValueError: another shape, or a tile side that cannot be used.
-            UserError: the model needs a noise parameter, received none.
+            UserError: the model needs a noise parameter and cannot fit one, received none.
         """
         noisy = np.asarray(noisy, np.float32)
         if noisy.ndim != 3 or noisy.shape[-1] != self.experiment.channels or not noisy.size:
@@ -117,13 +130,60 @@ class Predictor:
                 f"expected a picture of the shape [H, W, {self.experiment.channels}], received {noisy.shape}."
             )
         parameter = self._parameter(noise_parameter)
-        if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
-            return self._run(self.model, noisy, parameter)
-        return self._run_tiles(noisy, parameter, tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid))
+        model, tiles = self.model, None
+        if tile is not None and noisy.shape[0] * noisy.shape[1] > tile**2:
+            tiles = tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
+        if parameter is _FITTED and not tiles:
+            model = self._sibling("fitted")
+        elif parameter is _FITTED:
+            model, parameter = self._sibling("known"), self.fit([self.pixels(noisy, tile)])
+        elif self.experiment.parameter_source == "per_image" and tiles and isinstance(model, keras.Model):
+            # A picture has one level, so it is estimated first and then given to all tiles.
+            model, parameter = self._sibling("known"), self._estimate(noisy, tiles)
+        return self._run_tiles(model, noisy, parameter, tiles) if tiles else self._run(model, noisy, parameter)
+
+    def pixels(self, noisy, tile=TILE):
+        """Some thousand pixels of a picture, with what the network says of them: what a fit reads.
+
+        Args:
+            noisy, tile: as in `denoise`. Of a picture in tiles, a few tiles are read.
+
+        Returns:
+            (noisy [n,C], mu_x [n,C], sigma_x [n,C,C]), NumPy.
+        """
+        noisy = np.asarray(noisy, np.float32)
+        parts = [noisy]
+        if tile is not None and noisy.shape[0] * noisy.shape[1] > tile**2:
+            tiles = list(tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid))
+            chosen = tiles[:: -(-len(tiles) // _FITTED_TILES)]
+            parts = [t.cut(noisy) for t in chosen]
+        found = []
+        for part in parts:
+            mu_x, sigma_x = self._prior.predict_on_batch(part[None])
+            found.append(fitting.thin(part[None], np.asarray(mu_x), np.asarray(sigma_x)))
+        return tuple(np.concatenate([np.reshape(a, (-1, *a.shape[3:])) for a in arrays]) for arrays in zip(*found))
+
+    def fit(self, pixels, noise=None):
+        """The maximum-likelihood noise parameter of a set of pictures that were taken alike.
+
+        Args:
+            pixels: results of `pixels`, one for each picture.
+            noise: a NoiseModel; default: that of the model.
+
+        Returns:
+            The parameter, a float or a tuple, in the unit of the noise model.
+        """
+        noise = noise or models.noise_model(self.experiment)
+        noisy, mu_x, sigma_x = (np.concatenate(arrays)[None, None].astype("float64") for arrays in zip(*pixels))
+        return _plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
 
     def _parameter(self, given):
-        """The noise parameter to feed, zeros where the model ignores it."""
+        """The noise parameter to feed, zeros where the model ignores it, or _FITTED."""
         size = len(LEVELS[self.experiment.noise].numbers)
+        if isinstance(given, str) and given == "fitted":
+            if not self.can_fit:
+                raise UserError(f"{self.experiment.name} cannot fit the noise to a picture.")
+            return _FITTED
         if not self.needs_level:
             return np.zeros(size)
         if given is not None:
@@ -131,15 +191,13 @@ class Predictor:
                 raise ValueError(f"expected a noise parameter of {size} numbers, received {given}.")
             return given
         if self.experiment.low is None or not self.experiment.fixed:
+            if self.can_fit:
+                return _FITTED
             raise UserError("expected a noise level, as this model does not estimate it, received none.")
         return self.experiment.parameter(self.experiment.low)
 
-    def _run_tiles(self, noisy, parameter, tiles):
-        model, (height, width) = self.model, noisy.shape[:2]
-        if self.experiment.parameter_source == "per_image" and isinstance(model, keras.Model):
-            # A picture has one level, so it is estimated first and then given to all tiles.
-            model, parameter = self._told, self._estimate(noisy, tiles)
-            model.get_layer("unet").set_weights(self.model.get_layer("unet").get_weights())
+    def _run_tiles(self, model, noisy, parameter, tiles):
+        height, width = noisy.shape[:2]
         images, levels = {}, set()
         for tile in tiles:
             part = self._run(model, tile.cut(noisy), parameter)
@@ -167,11 +225,19 @@ class Predictor:
         mean = tiling.stitch(parts, *noisy.shape[:2]).mean(dtype=np.float64)
         return float(layer.noise.constrain(ops.convert_to_tensor(mean, "float32")))
 
+    def _sibling(self, source):
+        """The model with its noise parameter from elsewhere, "known" or "fitted", and the weights of now."""
+        if source not in self._siblings:
+            experiment = dataclasses.replace(self.experiment, parameter_source=source)
+            self._siblings[source] = _compiled(models.build(experiment).inference)
+        model = self._siblings[source]
+        model.get_layer("unet").set_weights(self.model.get_layer("unet").get_weights())
+        return model
+
     @functools.cached_property
-    def _told(self):
-        """For a per-image model: the same without its estimator, with the noise parameter as an input."""
-        experiment = dataclasses.replace(self.experiment, parameter_source="known")
-        return _compiled(models.build(experiment).inference)
+    def _prior(self):
+        """The part of the model from the noisy picture to mu_x and sigma_x."""
+        return _compiled(keras.Model(self.model.input["noisy"], self.model.get_layer("prior").output))
 
 
 def _plain(parameter):
@@ -181,16 +247,19 @@ def _plain(parameter):
 
 
 def load(path):
-    """Predictor of a run's folder, a SavedModel (or a folder of its versions), or a published network file.
+    """Predictor of a network of the package (by its name), a run's folder, a SavedModel (or a folder of its versions),
+    or a published network file.
 
     Raises:
         UserError: `path` is none of these, or is damaged.
     """
+    if str(path) in pretrained.names():
+        return from_pretrained(path)
     path = pathlib.Path(path)
     if not path.exists():
         raise UserError(
-            f"expected the folder of a run or of a SavedModel, or a published network file, "
-            f"received '{path}', which does not exist."
+            f"expected one of {', '.join(pretrained.names())}, the folder of a run or of a SavedModel, or a published "
+            f"network file, received '{path}', which does not exist."
         )
     if path.is_file():
         return from_published(path)
@@ -215,6 +284,18 @@ def from_run(folder):
     model = models.build(experiment, rate=rate).inference
     position = checkpoints.load_weights(folder / "checkpoint.npz", model)
     return Predictor(_compiled(model), experiment, Source("run", folder, {"options": options, "position": position}))
+
+
+def from_pretrained(name):
+    """Predictor of a network of the package.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    experiment, card, weights = pretrained.experiment(name), pretrained.card(name), pretrained.weights(name)
+    model = models.build(experiment).inference
+    checkpoints.load_weights(weights, model)
+    return Predictor(_compiled(model), experiment, Source("pretrained", weights, card))
 
 
 def from_saved_model(path):

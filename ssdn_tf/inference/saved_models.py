@@ -29,7 +29,8 @@ class Served:
         function = signatures["posterior" if "posterior" in signatures else "serving_default"]
         tensors = {name: tf.constant(inputs[name], tf.float32) for name in self.input}
         if "noise_parameter" in tensors:
-            tensors["noise_parameter"] = tf.reshape(tensors["noise_parameter"], [-1])
+            values = tf.reshape(tensors["noise_parameter"], [len(inputs["noisy"]), -1])
+            tensors["noise_parameter"] = values[:, 0] if values.shape[1] == 1 else values
         return {name: value.numpy() for name, value in function(**tensors).items()}
 
 

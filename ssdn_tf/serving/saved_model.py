@@ -3,13 +3,14 @@
     signature         inputs                                    outputs
     serving_default   noisy [N,H,W,C] (, noise_parameter [N])   denoised [N,H,W,C]
     posterior         the same                                  denoised, mu_x, prior_std, posterior_std,
-                                                                noise_parameter [N]
+                                                                noise_parameter [N], or [N,2] with two numbers
     denoise_png       image_bytes [N] (, noise_parameter [N])   image_bytes [N], 8 bit
     denoise_png16     the same                                  the same, 16 bit
     describe          request [N], of any content               model_card [N], JSON
 
 Pictures are float32 in [0, 1], of any height and width; `denoised` is not clipped. Models trained with a known
-level take it as `noise_parameter`, in the unit of the noise model (sigma in [0, 1]); the others estimate it. Only
+level take it as `noise_parameter`, in the unit of the noise model (sigma in [0, 1]; gain and sigma, [N,2], for
+poisson_gaussian and additive); the others find it themselves. Only
 pipeline "blindspot" has `posterior`.
 
 The graph holds TensorFlow's own operations only, none of which XLA must compile. It checks the requests itself (a
@@ -62,8 +63,10 @@ class Endpoints:
         self.model = model
         self.experiment = experiment
         self.card = json.dumps(card)
-        self._noisy = specs([None, None, None, experiment.channels], [None], "noisy", tf.float32)
-        self._image_bytes = specs([None], [None], "image_bytes", tf.string)
+        self.numbers = LEVELS[experiment.noise].numbers
+        level = [None] if len(self.numbers) == 1 else [None, len(self.numbers)]
+        self._noisy = specs([None, None, None, experiment.channels], level, "noisy", tf.float32)
+        self._image_bytes = specs([None], level, "image_bytes", tf.string)
         self._open_image_bytes = specs(None, None, "image_bytes", tf.string)
         # All signatures share one trace of the network.
         self._outputs = tf.function(self._compute, input_signature=specs(None, None, "noisy", tf.float32))
@@ -82,12 +85,14 @@ class Endpoints:
         shape = tf.shape(noisy)
         inputs = {"noisy": noisy}
         if "noise_parameter" in self.model.input:
-            given = tf.zeros(shape[:1]) if noise_parameter is None else noise_parameter
-            inputs["noise_parameter"] = tf.reshape(given, [-1, 1, 1, 1])
+            size = len(self.numbers)
+            given = tf.zeros([shape[0], size]) if noise_parameter is None else noise_parameter
+            inputs["noise_parameter"] = tf.reshape(given, [-1, 1, 1, size])
         outputs = dict(self.model(inputs, training=False))
         if "noise_parameter" in outputs:
-            parameter = tf.reshape(outputs["noise_parameter"], [-1])
-            outputs["noise_parameter"] = tf.broadcast_to(parameter, shape[:1])
+            size = len(self.numbers)
+            parameter = tf.reshape(outputs["noise_parameter"], [-1] if size == 1 else [-1, size])
+            outputs["noise_parameter"] = tf.broadcast_to(parameter, shape[:1] if size == 1 else [shape[0], size])
         return outputs
 
     def png(self, bits):
@@ -147,18 +152,21 @@ class Endpoints:
         checks += [_require(shape > 0, expected, shape)]
         checks += [_require(tf.math.is_finite(noisy), "noisy: expected finite intensities, received NaN or infinity.")]
         if noise_parameter is not None:
-            count, level = tf.shape(noise_parameter), LEVELS[self.experiment.noise]
-            one_each = (tf.size(count) == 1) & tf.reduce_all(count == shape[:1])
+            count, numbers = tf.shape(noise_parameter), self.numbers
+            rank = 1 if len(numbers) == 1 else 2
+            one_each = (tf.size(count) == rank) & tf.reduce_all(count[:1] == shape[:1])
+            one_each &= (rank == 1) | tf.reduce_all(count[1:] == len(numbers))
             expected = "noise_parameter: expected one level for each picture, received the shapes (levels, pictures)"
             checks += [_require(one_each, expected, count, shape)]
-            low, high = level.to_parameter(level.low), level.to_parameter(level.high)
+            low, high = map(np.float32, zip(*(number.parameter_range for number in numbers)))
             legal = (noise_parameter >= low) & (noise_parameter <= high)  # False for NaN
-            expected = f"noise_parameter: expected {level.allowed_parameter}, received"
+            allowed = " and ".join(number.allowed_parameter for number in numbers)
+            expected = f"noise_parameter: expected {allowed}, received"
             checks += [_require(legal, expected, noise_parameter)]
         with tf.control_dependencies(checks):
             noisy = tf.identity(noisy)
             if noise_parameter is not None:
-                noise_parameter = tf.ensure_shape(tf.identity(noise_parameter), [None])
+                noise_parameter = tf.ensure_shape(tf.identity(noise_parameter), [None] * rank)
         return noisy, noise_parameter
 
     def signatures(self):
@@ -184,15 +192,16 @@ def _require(condition, sentence, *values):
 
 def model_card(experiment, **more):
     """What a model is, as a dict for JSON. `more`: where it comes from."""
-    level = LEVELS[experiment.noise]
-    number = experiment.low if experiment.fixed else [experiment.low, experiment.high]
-    stated = {} if experiment.low is None else {level.name: number}
+    level, stated = LEVELS[experiment.noise], {}
+    if experiment.low is not None:
+        for number, low, high in zip(level.numbers, level.split(experiment.low), level.split(experiment.high)):
+            stated[number.name] = low if low == high else [low, high]
     design = DESIGNS[experiment.network]
     reach = design.reach if experiment.blindspot else design.plain_reach
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),
-        "noise": {"kind": experiment.noise, "unit": level.unit} | stated,
+        "noise": {"kind": experiment.noise, "unit": "; ".join(n.unit for n in level.numbers)} | stated,
         "parameter_source": experiment.parameter_source,
         "channels": experiment.channels,
         "network": {"design": experiment.network, "grid": design.grid, "reach": reach},

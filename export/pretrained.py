@@ -1,0 +1,77 @@
+"""Makes a trained network of the package from a run: ssdn_tf/pretrained/NAME.npz and NAME.json.
+
+    python export/pretrained.py --run=runs/00007-additive --name=additive-rgb --description="..." --data="..."
+
+Figures for the model card come from the results.json files of evaluate.py with --results.
+"""
+
+import json
+import os
+import pathlib
+import shlex
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # this checkout's package, not another one
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+from absl import flags  # noqa: E402
+
+import ssdn_tf  # noqa: E402
+from ssdn_tf.commands import cli  # noqa: E402
+from ssdn_tf.errors import UserError  # noqa: E402
+
+
+def define(v):
+    flags.DEFINE_string("run", None, "folder of the run", flag_values=v)
+    flags.DEFINE_string("name", None, "of the network", flag_values=v)
+    flags.DEFINE_string("description", None, "what the network is for", flag_values=v)
+    flags.DEFINE_string("data", None, "what it was trained on, with the terms of that data", flag_values=v)
+    flags.DEFINE_string("command", None, "that trained it", flag_values=v)
+    flags.DEFINE_string("limits", None, "what it is not good at", flag_values=v)
+    flags.DEFINE_list("results", [], "results.json files of evaluate.py", flag_values=v)
+
+
+def main(v):
+    """Flags to the two files; the exit code."""
+    for name in ("run", "name", "description", "data", "command", "limits"):
+        if not v[name].value:
+            raise UserError(f"expected --{name}, received none.")
+    from ssdn_tf.inference import predictor, pretrained
+    from ssdn_tf.training.options import Options
+
+    model = predictor.from_run(v.run)
+    options = Options.from_dict(model.source.details["options"])
+    history = (pathlib.Path(v.run) / "history.jsonl").read_text().splitlines()
+    about = {
+        "name": v.name,
+        "description": v.description,
+        "licence": "Apache-2.0",
+        "experiment": model.experiment.to_dict(),
+        "weights": sum(variable.numpy().size for variable in model.model.variables),
+        "training": {
+            "command": " ".join(shlex.split(v.command)),
+            "data": v.data,
+            "crops": options.images_seen(model.source.details["position"]["step"]),
+            "hours": round(json.loads(history[-1])["seconds"] / 3600, 2),
+            "machine": "two shared CPU cores",
+        },
+        "figures": dict(_figures(v.results)),
+        "limits": v.limits,
+        "package": f"ssdn_tf {ssdn_tf.__version__}",
+    }
+    pretrained.write(v.name, v.run, model.model, about)
+    print(pretrained.table())
+    return 0
+
+
+def _figures(files):
+    """(what was tested, PSNR) for each row of results.json files."""
+    from ssdn_tf.evaluation import report
+
+    for file in files:
+        for result in json.loads(pathlib.Path(file).read_text())["results"]:
+            yield f"{result['dataset']}, {report.tested(result)}", f"{result['psnr']:.2f} dB"
+
+
+if __name__ == "__main__":
+    sys.exit(cli.execute(main, define, __doc__, needs_flags=True))

@@ -1,0 +1,40 @@
+"""The flag --model: which network a command uses."""
+
+from absl import flags
+
+from ssdn_tf.errors import UserError
+
+
+def define(values, more=""):
+    """Defines --model in a FlagValues. more: what else it takes."""
+    flags.DEFINE_string(
+        "model", None, "a trained network of the package (--model=list shows them), the folder of a run or of a "
+        f"SavedModel, or a published network file{more} (default: the network of the package for additive noise)",
+        flag_values=values,
+    )  # fmt: skip
+
+
+def is_list(values):
+    """True for --model=list, after the networks are printed."""
+    if values.model != "list":
+        return False
+    from ssdn_tf.inference import pretrained
+
+    print(pretrained.table())
+    return True
+
+
+def load(values, channels=3):
+    """The Predictor of --model.
+
+    channels: of the picture, which chooses between the default networks for colour and for gray.
+
+    Raises:
+        UserError: there is no such model, or it is damaged.
+    """
+    from ssdn_tf.inference import predictor, pretrained
+
+    name = values.model or pretrained.DEFAULTS[channels]
+    if not values.model and name not in pretrained.names():
+        raise UserError(f"the package has no network '{name}'; name a model.")
+    return predictor.load(name)
