@@ -27,7 +27,8 @@ ALLOWED = {
 # These run on every backend of Keras: they and what they need import none.
 ANY_BACKEND = ("noise", "networks", "denoisers")
 WITHOUT_KERAS = [
-    *("errors", "noise.levels", "denoisers.experiments", "data.images", "data.files", "data.samples", "evaluation.metrics"),
+    *("errors", "noise.levels", "denoisers.experiments", "evaluation.metrics"),
+    *("data.images", "data.files", "data.samples"),
     *("inference.tiling", "commands.level_flags"),
     *("serving.remote", "serving.rpc", "serving.remote_denoiser", "serving.picture_files"),
 ]

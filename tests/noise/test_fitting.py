@@ -1,4 +1,4 @@
-"""Maximum-likelihood noise parameters, against SciPy's optimum, the truth, and pictures where there is nothing to fit."""
+"""Noise parameters by maximum likelihood: SciPy's optimum, the truth, and pictures where there is nothing to fit."""
 
 import numpy as np
 import pytest
