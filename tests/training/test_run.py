@@ -1,4 +1,4 @@
-"""A run end to end at width 2: the same weights whether or not it was interrupted, and nothing lost."""
+"""A run end to end with a small network: the same weights whether or not it was interrupted, and nothing lost."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def pictures(tmp_path_factory):
 
 def options(pictures, **changes):
     values = {"stages": (Stage(32, 2, 1.0, 2 * STEPS),), "learning_rate": 1e-3, "average": 0.9}
-    return Options(Experiment(width=2), train_data=pictures, **values | changes)
+    return Options(Experiment(network="compact", width=2), train_data=pictures, **values | changes)
 
 
 def weights(run):
@@ -113,8 +113,6 @@ def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
     pictures, tmp_path, uninterrupted, monkeypatch
 ):
     """One report in 6 steps; the process "dies" after 4 of them, 2 steps after its second checkpoint."""
-    whole = training.Run(options(pictures), tmp_path / "whole", report_images=12)
-    assert whole.fit()
     run = training.Run(options(pictures), tmp_path / "b", report_images=12)
     steps = checkpointed_steps(run, monkeypatch)
     step_end = callbacks.Checkpoint.on_train_batch_end
@@ -136,10 +134,12 @@ def test_checkpoints_are_written_between_reports_and_no_row_is_lost_or_doubled(
     assert again.step == 2 and again.position.steps == 2
     assert again.fit()
     assert all(np.array_equal(weights(again)[name], uninterrupted[1][name]) for name in uninterrupted[1])
-    (row,), (expected,) = history(again), history(whole)
-    assert row["images"] == expected["images"] == 12 and again.position.steps == 0
-    # The mean of both parts, and not that of the second.
-    assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    (row,) = history(again)
+    assert row["images"] == 12 and again.position.steps == 0
+    # The mean of both parts, and not that of the second: as of three reports of two steps each.
+    expected = [line["loss"] for line in history(uninterrupted[2])]
+    assert row["loss"] == pytest.approx(np.mean(expected), rel=1e-5)
+    assert row["loss"] != pytest.approx(np.mean(expected[1:]), rel=1e-5)
 
 
 @pytest.mark.parametrize("seconds, expected", [(0, [1, 2, 3, 4, 5, 6, 6]), (math.inf, [6])])
@@ -243,26 +243,40 @@ def large_pictures(tmp_path_factory):
     return str(folder)
 
 
-@pytest.mark.parametrize("stop", [2, 4, 5])
-def test_a_run_in_two_stages_resumes_to_the_bit(large_pictures, tmp_path, stop):
-    """4 steps of 2 small crops, 3 of one large crop; interrupted in the first stage, between both, in the second."""
-    settings = STAGES | {"optimizer": "muon", "augment": True}
-    whole = training.Run(options(large_pictures, **settings), tmp_path / "a", report_images=6)
+IN_TWO_STAGES = STAGES | {"optimizer": "muon", "augment": True}
+
+
+@pytest.fixture(scope="module")
+def two_stages(large_pictures, tmp_path_factory):
+    """A run of 4 steps of 2 small crops and 3 of one large crop, not interrupted."""
+    folder = tmp_path_factory.mktemp("two") / "a"
+    whole = training.Run(options(large_pictures, **IN_TWO_STAGES), folder, report_images=6)
     assert whole.fit()
-    assert [line["images"] for line in history(whole)] == [6, 8, 11]
-    run = training.Run(options(large_pictures, **settings), tmp_path / "b", report_images=6)
+    return whole
+
+
+@pytest.mark.parametrize("stop", [2, 4, 5])
+def test_a_run_in_two_stages_resumes_to_the_bit(large_pictures, tmp_path, two_stages, stop):
+    """Interrupted in the first stage, between both, in the second."""
+    run = training.Run(options(large_pictures, **IN_TWO_STAGES), tmp_path / "b", report_images=6)
     with interrupt_after(run, stop):
         assert not run.fit() and run.step == stop
-    again = training.Run(options(large_pictures, **settings), tmp_path / "b", report_images=6)
+    again = training.Run(options(large_pictures, **IN_TWO_STAGES), tmp_path / "b", report_images=6)
     assert again.fit()
-    expected, result = weights(whole), weights(again)
+    expected, result = weights(two_stages), weights(again)
     assert any(name.startswith("average/") for name in expected)
     assert all(np.array_equal(result[name], expected[name]) for name in expected)
-    for row, wanted in zip(history(again), history(whole), strict=True):
+    for row, wanted in zip(history(again), history(two_stages), strict=True):
         assert row["images"] == wanted["images"] and row["loss"] == pytest.approx(wanted["loss"], rel=1e-5)
-    one_stage = settings | {"stages": (Stage(32, 2, 1.0, 14),)}
+
+
+def test_the_second_stage_makes_a_difference(large_pictures, tmp_path, two_stages):
+    """Control of the test above: the large crops."""
+    assert [line["images"] for line in history(two_stages)] == [6, 8, 11]
+    one_stage = IN_TWO_STAGES | {"stages": (Stage(32, 2, 1.0, 14),)}
     small = training.Run(options(large_pictures, **one_stage), tmp_path / "c")
-    assert small.fit()  # control: the large crops make a difference
+    assert small.fit()
+    expected = weights(two_stages)
     assert any(not np.array_equal(weights(small)[name], expected[name]) for name in expected)
 
 
