@@ -10,8 +10,25 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Several test processes share the cores: threads of each would mostly wait for those of the others.
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
+import importlib.util  # noqa: E402
+from unittest import mock  # noqa: E402
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches():
+    """`keras.utils.set_random_seed` keeps TensorFlow's caches.
+
+    It sets TensorFlow's own seed too, which empties them: whatever has run before is prepared again, for seconds in
+    all. Nothing in the package or its tests draws from TensorFlow's generators (test_imports.py).
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        yield
+    else:
+        with mock.patch("tensorflow.random.set_seed"):
+            yield
 
 
 @pytest.fixture(autouse=True)

@@ -166,6 +166,12 @@ def test_no_module_imports_tensorflow_before_it_is_used():
         assert not outside(text, at_import=True) & {"tensorflow", "jax", "tensorflow_datasets"}, name
 
 
+def test_nothing_draws_from_the_generators_of_tensorflow():
+    """So tests need not seed them (conftest.py), and every backend starts from the same numbers."""
+    for name, text in sources().items():
+        assert "tf.random" not in text and "tensorflow.random" not in text, name
+
+
 def test_every_import_is_a_declared_dependency():
     for name, text in sources().items():
         assert outside(text) - sys.stdlib_module_names <= DECLARED, name

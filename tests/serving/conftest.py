@@ -1,5 +1,8 @@
 """Exported models and servers for the tests of this folder."""
 
+import fcntl
+import os
+
 import pytest
 from serving_double import BINARY, ModelServer, ProtocolDouble, load
 from serving_support import MODELS, build, random_pixels
@@ -8,19 +11,18 @@ from ssdn_tf.data import images
 from ssdn_tf.serving import remote, saved_model
 
 
-@pytest.fixture(autouse=True)
-def seeds():
-    """Replaces the one of tests/conftest.py, which empties TensorFlow's caches: every test would then prepare the
-    models again, for seconds. Nothing in this folder draws from TensorFlow's or Keras's generators."""
-
-
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """{model: folder of its versions}"""
-    made = {}
-    for name, experiment in MODELS.items():
-        made[name] = tmp_path_factory.mktemp("models") / name
-        saved_model.export(build(experiment), experiment, saved_model.model_card(experiment), made[name])
+    """{model: folder of its versions}; of several test processes, the first one makes them for all."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    made = {name: root / "served" / name for name in MODELS}
+    with (root / "served.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for name, experiment in MODELS.items():
+            if not (made[name] / "1").exists():
+                saved_model.export(build(experiment), experiment, saved_model.model_card(experiment), made[name])
     return made
 
 
