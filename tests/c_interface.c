@@ -1,6 +1,6 @@
 /* Runs one picture through a SavedModel by TensorFlow's C interface, as a program without Python would:
-   c_interface MODEL NOISY_TENSOR LEVEL_TENSOR OUTPUT_TENSOR HEIGHT WIDTH LEVEL NOISY_FILE ANSWER_FILE
-   Files hold float32 [1, HEIGHT, WIDTH, 3]. */
+   c_interface MODEL NOISY_TENSOR LEVEL_TENSOR OUTPUT_TENSOR HEIGHT WIDTH LEVEL NOISY_FILE ANSWER_FILE OTHER_LEVEL
+   Files hold float32 [1, HEIGHT, WIDTH, 3]. When the answer is written, asks once more with the other level. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ static TF_Output find(TF_Graph *graph, char *name) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 10) return 2;
+  if (argc != 11) return 2;
   const char *tags[] = {"serve"};
   TF_Status *status = TF_NewStatus();
   TF_Graph *graph = TF_NewGraph();
@@ -51,5 +51,9 @@ int main(int argc, char **argv) {
   file = fopen(argv[9], "wb");
   if (!file || fwrite(TF_TensorData(answer), 1, TF_TensorByteSize(answer), file) != bytes) return 2;
   fclose(file);
+
+  *(float *)TF_TensorData(values[1]) = (float)atof(argv[10]);
+  TF_SessionRun(session, NULL, inputs, values, 2, &output, &answer, 1, NULL, 0, NULL, status);
+  stop_if_not_ok(status);
   return 0;
 }

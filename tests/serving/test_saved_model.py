@@ -1,6 +1,7 @@
 """SavedModels: equal to the Keras model to the bit, blind, self-contained, and strict with requests."""
 
 import errno
+import functools
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from serving_support import build
+from serving_support import MODELS, build
 
 from ssdn_tf.data import images
 from ssdn_tf.denoisers.experiments import Experiment
@@ -26,31 +27,35 @@ SIZES = [(1, 1), (33, 47), (64, 64), (32, 96), (100, 35)]
 LEVELS = {"gaussian": 25.0, "poisson": 30.0, "impulse": 0.5}
 
 
-def bayesian(noise, source, channels):
-    return Experiment(noise, LEVELS[noise], LEVELS[noise], parameter_source=source, channels=channels)
+def bayesian(noise, source, channels, network="paper"):
+    level = LEVELS[noise]
+    return Experiment(noise, level, level, parameter_source=source, channels=channels, network=network)
 
 
 ALL = [bayesian(n, s, c) for n in LEVELS for s in ("known", "global", "per_image") for c in (3, 1)]
 SOME = [
-    bayesian("gaussian", "known", 3),
-    bayesian("poisson", "per_image", 1),
-    bayesian("impulse", "global", 3),
-    Experiment(pipeline="n2c", parameter_source=None),
+    MODELS["ssdn"],
+    bayesian("poisson", "per_image", 1, "compact"),
+    bayesian("impulse", "global", 3, "compact"),
+    MODELS["gray"],
 ]
-CASES = [pytest.param(e, id=e.name, marks=[] if e in SOME else pytest.mark.slow) for e in {*ALL, *SOME}]
+CASES = [
+    pytest.param(e, id=f"{e.name}-{e.network}", marks=[] if e in SOME else pytest.mark.slow) for e in {*ALL, *SOME}
+]
 CASES.sort(key=lambda case: case.id)
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported(folders, tmp_path_factory):
     """Function Experiment -> (Keras model, path of its SavedModel, loaded), each made once."""
-    made = {}
+    made, ready = {}, {MODELS[name]: folder / "1" for name, folder in folders.items()}
 
     def get(experiment):
         if experiment not in made:
-            model = build(experiment)
-            output = tmp_path_factory.mktemp(experiment.name)
-            path = saved_model.export(model, experiment, saved_model.model_card(experiment), output)
+            model, path = build(experiment), ready.get(experiment)
+            if path is None:
+                output = tmp_path_factory.mktemp(experiment.name)
+                path = saved_model.export(model, experiment, saved_model.model_card(experiment), output)
             made[experiment] = model, path, tf.saved_model.load(str(path))
         return made[experiment]
 
@@ -107,12 +112,12 @@ def test_the_saved_model_is_the_keras_model_to_the_bit(exported, experiment):
 
 def test_the_saved_model_is_the_compiled_one_up_to_rounding(exported):
     experiment = SOME[0]
-    model, _, loaded = exported(experiment)
-    noisy = pictures(1, 64, 64)
+    _, _, loaded = exported(experiment)
+    noisy, level = pictures(1, 64, 64), np.float32(25 / 255)
     compiled = build(experiment)
     compiled.compile(jit_compile=True)
-    expected = compiled.predict_on_batch(keras_inputs(model, experiment, noisy))
-    found = loaded.signatures["posterior"](**request(experiment, noisy))
+    expected = compiled.predict_on_batch({"noisy": noisy, "noise_parameter": np.full((1, 1, 1, 1), level)})
+    found = loaded.signatures["posterior"](**request(experiment, noisy, level))
     for name in ("denoised", "mu_x", "prior_std", "posterior_std"):
         np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
 
@@ -245,10 +250,15 @@ def test_the_graph_holds_nothing_that_another_runtime_lacks(exported):
 def test_the_card_says_what_the_model_is(exported):
     _, path, _ = exported(SOME[0])
     card = json.loads((path / saved_model.CARD).read_text())
-    assert card["noise"] == {"kind": "gaussian", "sigma": 25.0, "unit": "std, of 255"}
-    assert card["name"] == "gauss25-blindspot-sigma_known" and card["channels"] == 3
+    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
+    assert card["name"] == "gauss5_50-blindspot-sigma_known" and card["channels"] == 3
     assert Experiment(**card["experiment"]) == SOME[0]
     assert card["network"] == {"design": "paper", "grid": 32, "reach": 315}
+
+
+def test_the_card_says_a_level_as_one_number():
+    card = saved_model.model_card(Experiment())
+    assert card["noise"]["sigma"] == 25.0 and card["name"] == "gauss25-blindspot-sigma_known"
 
 
 @pytest.mark.parametrize(
@@ -367,13 +377,24 @@ def test_requests_that_make_no_sense_are_refused_and_the_next_is_answered(export
         assert np.isfinite(endpoint(**request(experiment, good))["denoised"]).all()
 
 
+@pytest.fixture(scope="module")
+def known():
+    """Function kind of noise -> (experiment, Endpoints) with a known level, each made once."""
+
+    @functools.cache
+    def get(kind):
+        experiment = bayesian(kind, "known", 3, "compact")
+        return experiment, saved_model.Endpoints(build(experiment), experiment, {})
+
+    return get
+
+
 @pytest.mark.parametrize(
     "kind, wrong",
     [("poisson", 0.0), ("poisson", np.inf), ("poisson", 1e7), ("impulse", 1.5), ("impulse", -0.5), ("gaussian", 1.1)],
 )
-def test_levels_are_checked_and_the_ends_of_their_range_are_legal(kind, wrong):
-    experiment = bayesian(kind, "known", 3)
-    endpoints = saved_model.Endpoints(build(experiment), experiment, {})
+def test_levels_are_checked_and_the_ends_of_their_range_are_legal(known, kind, wrong):
+    experiment, endpoints = known(kind)
     noisy = pictures(1, 8, 8)
     assert "noise_parameter: expected" in refused(endpoints.posterior, **request(experiment, noisy, parameter=wrong))
     level = levels.LEVELS[kind]
@@ -444,15 +465,14 @@ def test_the_saved_model_runs_through_the_c_interface(exported, tmp_path):
     program = compile_c(tmp_path)
     (tmp_path / "noisy").write_bytes(noisy.tobytes())
     sizes = [str(side) for side in noisy.shape[1:3]]
-    level = repr(float(np.float32(25 / 255)))
-    command = [str(program), str(path), *names, *sizes, level, str(tmp_path / "noisy"), str(tmp_path / "answer")]
+    files = [str(tmp_path / "noisy"), str(tmp_path / "answer")]
+    level = repr(float(np.float32(experiment.parameter(experiment.low))))
+    # And an error comes back as one: 25 is no level.
+    command = [str(program), str(path), *names, *sizes, level, *files, "25"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 1 and "sigma in [0, 1]" in done.stderr, done.stderr[-2000:]
     found = np.frombuffer((tmp_path / "answer").read_bytes(), np.float32).reshape(expected.shape)
     np.testing.assert_array_equal(found, expected)
-    command[command.index(level)] = "25"  # and an error comes back as one
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "sigma in [0, 1]" in done.stderr
 
 
 def compile_c(folder):
