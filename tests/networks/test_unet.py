@@ -45,11 +45,22 @@ def picture(height, width, channels=3):
     return np.random.uniform(size=(height, width, channels)).astype(np.float32)
 
 
+@functools.cache
+def shared(design="paper", channels=3):
+    """A network for tests that leave it as it is, so that it is traced once for each size."""
+    return network(design, channels=channels)
+
+
+@functools.cache
+def traced(net, xla):
+    return tf.function(net.call, jit_compile=xla)
+
+
 def leaking(net, image, positions, value=1e6, how="graph", batch_size=32):
     """(leaks, deaf): the positions whose own output changes with the input there, in any bit;
     and those where not all of the eight neighbours' outputs change, which is the control.
     how: eager, graph or xla."""
-    run = net.call if how == "eager" else tf.function(net.call, jit_compile=how == "xla")
+    run = net.call if how == "eager" else traced(net, how == "xla")
     before = run(tf.constant(np.broadcast_to(image, (batch_size, *image.shape)))).numpy()
     # Each place of a batch is compared with itself: on some CPUs, XLA rounds differently at the end of a batch.
     np.testing.assert_allclose(before, np.broadcast_to(before[:1], before.shape), rtol=0, atol=1e-5)
@@ -79,11 +90,11 @@ def border_positions(height, width):
     return [p for p in all_positions(height, width) if p not in inside]
 
 
-def all_phases(height, width):
-    """The 32 x 32 block in the middle, which has one position of every phase."""
-    top, left = (height - 32) // 2, (width - 32) // 2
-    positions = [(top + i, left + j) for i, j in all_positions(32, 32)]
-    assert len({(i % 32, j % 32) for i, j in positions}) == 1024
+def all_phases(height, width, grid=32):
+    """The block in the middle that has one position of every phase of the grid."""
+    top, left = (height - grid) // 2, (width - grid) // 2
+    positions = [(top + i, left + j) for i, j in all_positions(grid, grid)]
+    assert len({(i % grid, j % grid) for i, j in positions}) == grid**2
     return positions
 
 
@@ -93,29 +104,29 @@ def all_phases(height, width):
 @BOTH
 @pytest.mark.parametrize("size, channels", [((32, 32), 3), ((32, 32), 1), ((64, 64), 3), ((32, 64), 3)])
 def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels):
-    """32 x 32: every position; a square goes through in one call, another shape in two."""
-    net = network(design, channels=channels)
-    assert leaking(net, picture(*size, channels), all_phases(*size)) == ([], [])
+    """A square goes through in one call, another shape in two."""
+    positions = all_phases(*size, DESIGNS[design].grid)
+    assert leaking(shared(design, channels), picture(*size, channels), positions) == ([], [])
 
 
 @BOTH
 @pytest.mark.parametrize("size, channels", [((33, 37), 3), ((9, 23), 1), ((1, 5), 3), ((2, 2), 1)])
 def test_no_output_depends_on_its_own_pixel_at_odd_sizes(design, size, channels):
-    net = network(design, channels=channels)
-    assert leaking(net, picture(*size, channels), all_positions(*size)) == ([], [])
+    """In the largest at every third position, which is in each row and in each column."""
+    positions = all_positions(*size)[:: 3 if size == (33, 37) else 1]
+    assert leaking(shared(design, channels), picture(*size, channels), positions) == ([], [])
 
 
 @BOTH
 @pytest.mark.parametrize("size, channels", [((64, 64), 3), ((32, 64), 1), ((64, 32), 3)])
 def test_no_output_depends_on_its_own_pixel_at_any_border(design, size, channels):
-    net = network(design, channels=channels)
-    assert leaking(net, picture(*size, channels), border_positions(*size)) == ([], [])
+    assert leaking(shared(design, channels), picture(*size, channels), border_positions(*size)) == ([], [])
 
 
 @BOTH
 @pytest.mark.parametrize("value", [-1e6, 1e-3, np.inf, np.nan], ids=str)
 def test_no_output_depends_on_its_own_pixel_whatever_its_value(design, value):
-    leaks, _ = leaking(network(design), picture(32, 32), all_positions(32, 32)[::5], value, "eager")
+    leaks, _ = leaking(shared(design), picture(32, 32), all_positions(32, 32)[::5], value)
     assert leaks == []
 
 
@@ -125,13 +136,13 @@ def test_no_output_depends_on_its_own_pixel_in_another_channel(design, channel):
     image = picture(32, 32)
     value = np.full(3, 0.5, np.float32)
     value[channel] = 1e6
-    assert leaking(network(design), image, all_positions(32, 32)[::7], value, "eager") == ([], [])
+    assert leaking(shared(design), image, all_positions(32, 32)[::7], value) == ([], [])
 
 
 @BOTH
 def test_no_output_depends_on_its_own_pixel_under_xla(design):
     """Training and inference compile."""
-    assert leaking(network(design), picture(32, 32), all_positions(32, 32)[::3], how="xla") == ([], [])
+    assert leaking(shared(design), picture(32, 32), all_positions(32, 32)[::3], how="xla") == ([], [])
 
 
 @pytest.mark.slow
@@ -161,7 +172,7 @@ def gradient_at(i, j, design="paper", blind=True):
     return tape.gradient(total, noisy)[0].numpy()
 
 
-PIXELS = [(0, 0), (0, 63), (63, 0), (63, 63), (0, 30), (17, 0), (31, 32), (32, 31), (45, 20), (50, 63)]
+PIXELS = [(0, 0), (63, 63), (0, 30), (17, 0), (31, 32), (45, 20)]
 
 
 @BOTH
