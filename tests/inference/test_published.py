@@ -123,7 +123,7 @@ def state_of(experiment, weights):
 
 def random_weights(experiment, width=2):
     rng = np.random.default_rng(0)
-    shapes = layout(experiment, width)
+    shapes = layout(without_level(experiment), width)
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 

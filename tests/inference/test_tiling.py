@@ -123,10 +123,14 @@ def test_tiles_with_the_halo_give_the_result_of_the_whole(shape):
 def test_tiles_of_the_compact_network_need_a_smaller_halo(shape, blindspot):
     halo = DESIGNS["compact"].halo(blindspot)
     assert halo == (80 if blindspot else 40)
-    net = network(blindspot, "compact")
-    assert difference(net, shape, 2 * halo + 40, halo) <= 3e-6
-    # Negative control.
-    assert difference(net, (501, 40), 2 * halo + 40, 8) > 1e-4
+    assert difference(network(blindspot, "compact"), shape, 2 * halo + 40, halo) <= 3e-6
+
+
+@pytest.mark.parametrize("blindspot", [True, False])
+def test_too_small_a_halo_of_the_compact_network_is_seen(blindspot):
+    """Negative control."""
+    side = 2 * DESIGNS["compact"].halo(blindspot) + 40
+    assert difference(network(blindspot, "compact"), (501, 40), side, 8) > 1e-4
 
 
 def test_half_the_halo_is_enough_without_a_blind_spot():
