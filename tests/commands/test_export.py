@@ -119,7 +119,15 @@ def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     assert card["noise"]["lam"] == 30
 
 
-def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_from_the_flag(tmp_path, capsys):
+def only_the_card(model, experiment, card, folder):
+    (folder / serving.CARD).parent.mkdir(parents=True)
+    (folder / serving.CARD).write_text(json.dumps(card))
+
+
+def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_from_the_flag(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(serving, "_write", only_the_card)
     experiment = experiments.PUBLISHED["gauss25-blindspot-sigma_known"]
     path = test_published.write(tmp_path, test_published.small_state(experiment), "network-00010000.pickle")
     flags = [f"--official={path}", f"--output={tmp_path / 'models'}"]
