@@ -209,7 +209,7 @@ def test_all_of_the_context_is_seen(design):
 
 
 # At 32 x 32 the coarsest level is one pixel, which has no row below it.
-SOME = [(i, (11 * i + 5) % 64) for i in range(1, 64, 4)]
+SOME = [(i, (11 * i + 5) % 64) for i in range(1, 64, 8)]
 
 
 def some_leaks(net):
