@@ -16,6 +16,25 @@ from unittest import mock  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+# Files that take longest: they start first, so that no test process waits at the end for another one's last file.
+FIRST = [
+    "training/test_distribution.py",
+    "training/test_run.py",
+    "networks/test_unet.py",
+    "serving/test_saved_model.py",
+    "denoisers/test_models.py",
+    "training/test_resumption.py",
+    "end_to_end/test_jax.py",
+    "commands/test_export.py",
+    "training/test_workers.py",
+    "end_to_end/test_reference.py",
+]
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"tests/{name}": place for place, name in enumerate(FIRST)}
+    items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(FIRST)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def caches():
