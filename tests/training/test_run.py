@@ -316,7 +316,8 @@ def test_intervals_end_at_multiples_and_at_the_end(step, steps, every, expected)
     assert training.intervals(step, steps, every) == expected
 
 
-def test_a_budget_is_planned_once_and_trained_from_the_untouched_start(large_pictures, tmp_path):
+def test_a_budget_is_planned_once_and_trained_from_the_untouched_start(large_pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_MEASURED_STEPS", 2)
     unplanned = tuple(dataclasses.replace(stage, images=None) for stage in STAGES["stages"])
     settings = {"stages": unplanned, "budget": 6.0, "optimizer": "muon"}
     run = training.Run(options(large_pictures, **settings), tmp_path / "a")
