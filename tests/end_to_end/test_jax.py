@@ -50,7 +50,7 @@ def train(folder, backend, pictures, *flags):
     ]  # fmt: skip
     environment = os.environ | {"KERAS_BACKEND": backend}
     if backend == "jax":
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # XLA takes most of the time here, so half as much
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiles faster
         environment["PYTHONPATH"] = str(without_tensorflow(folder.parent / "without"))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
