@@ -1,59 +1,46 @@
-"""What a GPU does with a training step: crops a second, share of its own matrix rate, memory; and what surrounds it.
+"""What a GPU makes of a training step: crops per second, share of its matrix rate, memory.
 
-    python benchmarks/accelerator.py --output=accelerator.json                       TensorFlow on a GPU
-    KERAS_BACKEND=jax python benchmarks/accelerator.py --output=accelerator.json     where TensorFlow sees none
-    KERAS_BACKEND=jax python benchmarks/accelerator.py --toy                         on a CPU, to see that it runs
+    python benchmarks/accelerator.py
+    KERAS_BACKEND=jax python benchmarks/accelerator.py        where TensorFlow does not see the GPU
 
-    train       full steps, optimizer included, on batches that are in memory already
-    matrix      products of two square matrices, the largest rate of several sizes
-    algebra     the loss from the network's components and its derivative by them, alone
-    input       samples with noise from all cores, without the network
+The table is of full training steps of the paper's network, optimizer included, on batches that are in memory. Each row
+and each line around the table is a process of its own. (input.py measures what the CPU delivers.)
 
-"share" is the multiply-adds of the plain network (three passes) that the crops a second come to, over the matrix
-rate in the same precision. 2,000,000 crops are the paper's schedule for Gaussian noise.
+    matrix      products of two square matrices: the best rate of several sizes
+    share       multiply-adds of the plain network (three passes) in the crops of a second, over the matrix rate
+                in the same precision
+    peak GiB    most memory of the device
+    hours       for 2,000,000 crops, the paper's training for Gaussian noise
+    algebra     the likelihood and its derivative by the network's outputs, without the network
+
+"nan" stands for what has failed (below the table it says why) and for what the device does not tell.
 """
 
+import collections
+import itertools
+import math
 import os
 
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import harness
+import step
 
-import argparse
-import json
-import math
-import pathlib
-import subprocess
-import sys
-import tempfile
-import time
-
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parent.parent), str(pathlib.Path(__file__).resolve().parent)]
-
-import numpy as np  # noqa: E402
-
-_LONGEST = 600  # seconds of one measurement
 PRECISIONS = ("float32", "bfloat16")
 FULL = {"crop": 256, "batches": (4, 16, 64), "sizes": (4096, 8192, 16384), "seconds": 5.0, "width": 48}
-TOY = {"crop": 64, "batches": (1, 2), "sizes": (256, 512), "seconds": 0.5, "width": 8}
+QUICK = {"crop": 64, "batches": (1, 2), "sizes": (256, 512), "seconds": 0.5, "width": 8}
 
 
 def seconds_each(function, seconds):
     """Time of one call of many. `function` returns a device value; only the last is waited for."""
     from keras import ops
 
-    def wait(value):
-        return float(ops.sum(ops.cast(value, "float32")))
+    def calls(count):
+        for _ in range(count):
+            value = function()
+        float(ops.sum(ops.cast(value, "float32")))
 
-    wait(function())
-    wait(function())
-    begin = time.perf_counter()
-    wait(function())
-    count = max(2, math.ceil(seconds / max(1e-6, time.perf_counter() - begin)))
-    begin = time.perf_counter()
-    for _ in range(count):
-        value = function()
-    wait(value)
-    return (time.perf_counter() - begin) / count
+    calls(2)
+    count = max(2, math.ceil(seconds / max(1e-6, harness.seconds(lambda: calls(1)))))
+    return harness.seconds(lambda: calls(count)) / count
 
 
 def compiled(function):
@@ -69,231 +56,126 @@ def compiled(function):
     return tf.function(function, jit_compile=True)
 
 
-def matrix_rate(precision, sizes, seconds):
-    """Multiply-adds a second."""
+def matrix(settings, precision):
+    import numpy as np
     from keras import ops
 
     product = compiled(ops.matmul)
 
     def rate(size):
         a = ops.cast(np.random.default_rng(0).standard_normal((size, size)).astype("float32"), precision)
-        return size**3 / seconds_each(lambda: product(a, a), seconds / 5)
+        return size**3 / seconds_each(lambda: product(a, a), settings["seconds"] / 5)
 
-    return max(map(rate, sizes))
+    return {"multiply_adds_per_second": max(map(rate, settings["sizes"]))}
 
 
-def training_row(precision, batch, settings):
-    """Crops a second of full steps of `fit`."""
-    import keras
-
-    from ssdn_tf.denoisers import experiments, models
-    from ssdn_tf.training.optimizers import SkippingAdam
-
+def train(settings, precision, batch):
+    """Full steps of `fit`."""
     crop = settings["crop"]
-    model = models.build(experiments.Experiment(width=settings["width"]), precision=precision).training
-    model.compile(optimizer=SkippingAdam(3e-4), jit_compile=True)
-    rng = np.random.default_rng(0)
-    one = {
-        "noisy": rng.random((batch, crop, crop, 3), dtype=np.float32),
-        "noise_parameter": np.full((batch, 1, 1, 1), 0.1, np.float32),
-    }
-    ends = []
-    clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: ends.append(time.perf_counter()))
+    model, samples = step.prepare("train", batch, crop, crop, precision=precision, features=settings["width"])
 
-    class Same(keras.utils.PyDataset):
-        def __init__(self, steps):
-            super().__init__()
-            self.steps = steps
+    def fit(steps):  # waits for the last step, as it returns the loss
+        model.fit(((samples,) for _ in range(steps)), steps_per_epoch=steps, verbose=0)
 
-        def __len__(self):
-            return self.steps
-
-        def __getitem__(self, i):
-            return one
-
-    model.fit(Same(4), verbose=0, callbacks=[clock])
-    step = ends[-1] - ends[-2]
-    steps = min(10_000, max(4, math.ceil(settings["seconds"] / max(step, 1e-4))))
-    begin = time.perf_counter()
-    model.fit(Same(steps), verbose=0)  # waits for the last step, as it returns the loss
-    return batch * steps / (time.perf_counter() - begin)
+    fit(4)
+    steps = min(10_000, max(4, math.ceil(settings["seconds"] / (harness.seconds(lambda: fit(4)) / 4))))
+    crops = batch * steps / harness.seconds(lambda: fit(steps))
+    work = 3 * crop**2 * step.work(model.get_layer("unet"), fused=False)
+    return {"crops_per_second": crops, "multiply_adds_per_second": crops * work}
 
 
-def algebra_rate(batch, settings):
-    """Pixels a second of loss and derivative, from components that are on the device."""
+def algebra(settings):
     import keras
+    import numpy as np
     from keras import ops
 
     from ssdn_tf.denoisers import losses
     from ssdn_tf.noise import prior
     from ssdn_tf.noise.gaussian import GaussianNoise
 
-    side, dtype = settings["crop"], losses.algebra_dtype()
-    model = GaussianNoise()
+    shape, dtype = (settings["batches"][-1], settings["crop"], settings["crop"]), losses.algebra_dtype()
     rng = np.random.default_rng(0)
-    noisy = ops.cast(rng.random((batch, side, side, 3), dtype=np.float32), dtype)
-    components = ops.convert_to_tensor(rng.random((batch, side, side, 9), dtype=np.float32))
-    parameter = ops.cast(np.full((batch, 1, 1, 1), 0.1, np.float32), dtype)
+    noisy = ops.cast(rng.random((*shape, 3), dtype=np.float32), dtype)
+    components = ops.convert_to_tensor(rng.random((*shape, 9), dtype=np.float32))
+    parameter = ops.cast(np.full((shape[0], 1, 1, 1), 0.1, np.float32), dtype)
 
     def loss(components):
         predicted = prior.from_components(ops.cast(components, dtype), 3, False)
-        return ops.mean(model.marginal_nll(noisy, predicted, parameter))
+        return ops.mean(GaussianNoise().marginal_nll(noisy, predicted, parameter))
 
-    if keras.backend.backend() == "jax":
-        import jax
+    def derivative(components):
+        if keras.backend.backend() == "jax":
+            import jax
 
-        derivative = jax.jit(jax.grad(loss))
-    else:
+            return jax.grad(loss)(components)
         import tensorflow as tf
 
-        @tf.function(jit_compile=True)
-        def derivative(components):
-            with tf.GradientTape() as tape:
-                tape.watch(components)
-                value = loss(components)
-            return tape.gradient(value, components)
+        with tf.GradientTape() as tape:
+            tape.watch(components)
+            value = loss(components)
+        return tape.gradient(value, components)
 
-    return batch * side * side / seconds_each(lambda: derivative(components), settings["seconds"] / 5), dtype
-
-
-def input_rate(settings):
-    """{noise: crops a second} that the carrier of the backend delivers, from photographs in memory."""
-    from input import LEVELS, make_pictures
-
-    from ssdn_tf.data import batches as feeds
-    from ssdn_tf.data import images
-    from ssdn_tf.data import samples as data
-    from ssdn_tf.denoisers import experiments, models
-
-    rates = {}
-    with tempfile.TemporaryDirectory() as folder:
-        make_pictures(pathlib.Path(folder), 24)
-        store = data.ImageStore(images.find(folder), settings["crop"])
-    for name, levels in LEVELS.items():
-        experiment = experiments.Experiment(name, *levels)
-        samples = data.Samples(store, experiment, models.noise_model(experiment), crop=settings["crop"], seed=0)
-        feed, crops = feeds.batches(samples, 4, 0, 10**6), 0
-        batches = iter(feed) if not hasattr(feed, "__getitem__") else (feed[i] for i in range(10**6))
-        for _ in range(8):
-            next(batches)
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < settings["seconds"]:
-            next(batches)
-            crops += 4
-        rates[name] = crops / (time.perf_counter() - begin)
-    return rates
+    derivative = compiled(derivative)
+    rate = shape[0] / seconds_each(lambda: derivative(components), settings["seconds"] / 5)
+    return {"crops_per_second": rate, "dtype": dtype}
 
 
 def device():
-    """(name, bytes in use at most so far, or None where that is not told)."""
+    """Name and backend, and the most bytes in use so far (NaN where that is not told)."""
     import keras
 
+    name, memory = "cpu", {}
     if keras.backend.backend() == "jax":
         import jax
 
-        first = jax.devices()[0]
-        return first.device_kind, (first.memory_stats() or {}).get("peak_bytes_in_use")
-    import tensorflow as tf
+        name, memory = jax.devices()[0].device_kind, jax.devices()[0].memory_stats() or {}
+    else:
+        import tensorflow as tf
 
-    gpus = tf.config.list_physical_devices("GPU")
-    if not gpus:
-        return "cpu", None
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU")
-    return name, tf.config.experimental.get_memory_info("GPU:0")["peak"]
-
-
-def case(name, precision, batch, settings):
-    """One measurement, in a process of its own: peak memory never falls again."""
-    if name == "matrix":
-        return {"multiply_adds_per_second": matrix_rate(precision, settings["sizes"], settings["seconds"])}
-    if name == "train":
-        crops = training_row(precision, batch, settings)
-        return {"crops_per_second": crops, "peak_bytes": device()[1]}
-    if name == "algebra":
-        rate, dtype = algebra_rate(batch, settings)
-        return {"pixels_per_second": rate, "dtype": dtype}
-    return {"crops_per_second": input_rate(settings)}
+        for gpu in tf.config.list_physical_devices("GPU")[:1]:
+            name = tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            memory = {"peak_bytes_in_use": tf.config.experimental.get_memory_info("GPU:0")["peak"]}
+    peak = memory.get("peak_bytes_in_use", math.nan)
+    return {"device": name, "backend": keras.backend.backend(), "peak_bytes": peak}
 
 
-def run(name, precision, batch, toy):
-    """The result of `case`, with device and backend; {"error": ...} where it fails (out of memory, for one)."""
-    arguments = json.dumps([name, precision, batch, toy])
-    command = [sys.executable, __file__, "--case", arguments]
+def case(name, **options):
+    yield {"matrix": matrix, "train": train, "algebra": algebra}[name](**options) | device()
+
+
+def measure(name, **options):
+    """The result of a case, and {"error": ...} if it fails, such as out of memory; what is missing is NaN."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST)
-    except subprocess.TimeoutExpired:
-        return {"case": name, "precision": precision, "batch": batch, "error": [f"took more than {_LONGEST} s"]}
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    result = json.loads(lines[0][7:]) if lines else {"error": done.stderr.strip().splitlines()[-1:]}
-    return {"case": name, "precision": precision, "batch": batch} | result
+        result = harness.first_result(name=name, **options)
+    except harness.Failed as error:
+        result = {"error": f"{name} {options.get('precision', '')}: {str(error).splitlines()[-1][:200]}"}
+    return collections.defaultdict(lambda: math.nan, result)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", help="JSON with all figures")
-    parser.add_argument("--toy", action="store_true", help="small sizes")
-    parser.add_argument("--case", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.case:
-        name, precision, batch, toy = json.loads(arguments.case)
-        import keras
+def run(arguments):
+    settings = QUICK if arguments.quick else FULL
+    rates = {precision: measure("matrix", settings=settings, precision=precision) for precision in PRECISIONS}
+    print(f"{rates['float32']['device']}, {rates['float32']['backend']}, {os.cpu_count()} cores\n")
+    for precision, rate in rates.items():
+        print(f"matrix {precision}: {2e-12 * rate['multiply_adds_per_second']:.4g} TFLOP/s")
+    trained, side = [], settings["crop"]
 
-        from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
+    def rows():
+        for precision, batch in itertools.product(PRECISIONS, settings["batches"]):
+            row = measure("train", settings=settings, precision=precision, batch=batch)
+            trained.append(row)
+            crops, memory = row["crops_per_second"], row["peak_bytes"] / 2**30
+            share = row["multiply_adds_per_second"] / rates[precision]["multiply_adds_per_second"]
+            yield precision, batch, f"{crops:.4g}", f"{share:.0%}", f"{memory:.2f}", f"{2e6 / crops / 3600:.3g}"
 
-        result = case(name, precision, batch, TOY if toy else FULL)
-        print("RESULT " + json.dumps(result | {"device": device()[0], "backend": keras.backend.backend()}), flush=True)
-        os._exit(0)  # the carrier's threads go on fetching
-    print(table(arguments.toy, arguments.output))
-
-
-def table(toy, output):
-    """All measurements, as text; `output`, a path or None, gets them as JSON."""
-    settings = TOY if toy else FULL
-    rates = {p: run("matrix", p, 0, toy) for p in PRECISIONS}
-    trained = [run("train", p, batch, toy) for p in PRECISIONS for batch in settings["batches"]]
-    algebra, fed = run("algebra", "-", settings["batches"][-1], toy), run("input", "-", 4, toy)
-    for row in trained:
-        row["share"] = share(row, rates[row["precision"]], settings)
-    if output:
-        result = {"settings": settings, "matrix": rates, "train": trained, "algebra": algebra, "input": fed}
-        pathlib.Path(output).write_text(json.dumps(result, indent=1) + "\n")
-    lines = [f"{rates['float32'].get('device')}, {rates['float32'].get('backend')}, {os.cpu_count()} cores", ""]
-    lines += [f"matrix {p}: {2e-12 * number(r, 'multiply_adds_per_second'):.4g} TFLOP/s" for p, r in rates.items()]
-    side = settings["crop"]
-    lines += ["", f"| precision | batch of {side}x{side} | crops/s | share | peak GiB | hours for 2,000,000 |"]
-    lines += ["|---|---|---|---|---|---|", *map(row_text, trained)]
-    crops = number(algebra, "pixels_per_second") / side**2
-    lines += ["", f"algebra ({algebra.get('dtype')}): {crops:.4g} crops/s"]
-    lines += [f"input: {', '.join(f'{k} {v:.4g}' for k, v in fed.get('crops_per_second', {}).items())} crops/s"]
-    problems = [r for r in (*rates.values(), algebra, fed) if "error" in r]
-    lines += [f"{r['case']} {r['precision']} failed: {' '.join(r['error'])[:200]}" for r in problems]
-    return "\n".join(lines)
-
-
-def number(result, key):
-    """What was measured, or NaN where the measurement failed."""
-    return result.get(key, math.nan)
-
-
-def share(row, rate, settings):
-    """Of the matrix rate; None where a measurement failed."""
-    from step import work
-
-    if "error" in row or "error" in rate:
-        return None
-    crop_work = settings["crop"] ** 2 * 3 * work(width=settings["width"], fused=False)
-    return row["crops_per_second"] * crop_work / rate["multiply_adds_per_second"]
-
-
-def row_text(row):
-    if "error" in row:
-        return f"| {row['precision']} | {row['batch']} | failed: {' '.join(row['error'])[:80]} | | | |"
-    memory = f"{row['peak_bytes'] / 2**30:.2f}" if row["peak_bytes"] else "-"
-    rate = row["crops_per_second"]
-    part = "-" if row["share"] is None else f"{row['share']:.0%}"
-    hours = 2e6 / rate / 3600
-    return f"| {row['precision']} | {row['batch']} | {rate:.4g} | {part} | {memory} | {hours:.3g} |"
+    print()
+    harness.print_table(["precision", f"batch of {side}x{side}", "crops/s", "share", "peak GiB", "hours"], rows())
+    likelihood = measure("algebra", settings=settings)
+    print(f"\nalgebra ({likelihood['dtype']}): {likelihood['crops_per_second']:.4g} crops/s")
+    for result in (*rates.values(), *trained, likelihood):
+        if "error" in result:
+            print(f"failed: {result['error']}")
 
 
 if __name__ == "__main__":
-    main()
+    harness.main(__doc__, run, case)

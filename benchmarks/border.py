@@ -1,31 +1,26 @@
-"""What is lost at the border: pictures whose sides are no multiples of 32, filled up in three ways.
+"""What is lost at the border of pictures whose sides are no multiples of 32, for two ways to fill them up.
 
     python benchmarks/border.py --model=RUN --dataset=FOLDER [--pictures=6]
 
-Each picture (sides multiples of 32) gets noise and is denoised whole. Then its last rows and columns are
-taken away, so that the network's input has to be filled up, and it is denoised again. The table has the
-PSNR of the posterior mean in the band next to what was taken away (and in the band at the other two
-edges, where nothing is filled in). Reflection is no option for the answer: it breaks the blind spot.
+Each picture, with sides that are multiples of 32, gets noise and is denoised whole ("the picture goes on"). Then its
+last rows and columns are taken away, zeros or a reflection take their place, and it is denoised again.
+
+    band there          PSNR in dB of the 16 pixels next to what was taken away
+    lost                how much less that is than where the picture goes on
+    other edges         PSNR of the same band at the top and on the left, where nothing is filled in
+
+The product fills with zeros, as a reflection shows pixels near the border their own noise.
 """
 
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import argparse
-import pathlib
-import sys
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-import numpy as np
+import harness
 
 BAND = 16
 
 
 def band_psnr(denoised, clean, edges):
     """PSNR of the band of BAND pixels at "far" (bottom, right) or "near" (top, left) edges."""
+    import numpy as np
+
     mask = np.zeros(clean.shape[:2], bool)
     rows = slice(-BAND, None) if edges == "far" else slice(0, BAND)
     mask[rows] = mask[:, rows] = True
@@ -33,50 +28,55 @@ def band_psnr(denoised, clean, edges):
     return -10 * np.log10(np.mean(error**2))
 
 
-def rows_of(model, experiment, file, missing):
+def measure(model, file, missing):
     """{row: (PSNR at the far edges, at the near ones)} of one picture."""
+    import numpy as np
+
     from ssdn_tf.data import images
     from ssdn_tf.denoisers import models
     from ssdn_tf.evaluation import protocol
 
     clean = images.to_float(images.read(file))
-    noisy = protocol.corrupt(clean, experiment, models.noise_model(experiment), np.random.default_rng(0))
-    parameter, noisy = noisy.parameter, noisy.padded
+    noisy = protocol.corrupt(clean, model.experiment, models.noise_model(model.experiment), np.random.default_rng(0))
     height, width = (side - missing for side in clean.shape[:2])
-    cut = noisy[:height, :width]
+    cut, part = noisy.padded[:height, :width], clean[:height, :width]
     fill = ((0, missing), (0, missing), (0, 0))
     inputs = {
-        "the picture goes on": noisy,
+        "the picture goes on": noisy.padded,
         "filled with zeros": np.pad(cut, fill),
         "filled by reflection": np.pad(cut, fill, mode="reflect"),
     }
-    found = {}
-    for name, padded in inputs.items():
-        denoised = model.denoise(padded, parameter).denoised[:height, :width]
-        part = clean[:height, :width]
-        found[name] = [band_psnr(denoised, part, edges) for edges in ("far", "near")]
-    return found
+    denoised = {name: model.denoise(x, noisy.parameter).denoised[:height, :width] for name, x in inputs.items()}
+    return {name: [band_psnr(x, part, edges) for edges in ("far", "near")] for name, x in denoised.items()}
 
 
-def main():
+def rows(model, files, missing_sides):
+    import numpy as np
+
+    for missing in missing_sides:
+        found = [measure(model, file, missing) for file in files]
+        means = {name: np.mean([psnr[name] for psnr in found], axis=0) for name in found[0]}
+        for name, (far, near) in means.items():
+            lost = means["the picture goes on"][0] - far
+            yield missing, name, f"{far:.2f}", f"{lost:.2f}", f"{near:.2f}"
+
+
+def run(arguments):
     from ssdn_tf.data import images
     from ssdn_tf.inference import predictor
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--pictures", type=int, default=6)
-    arguments = parser.parse_args()
     model = predictor.from_run(arguments.model)
     files = [f for f in images.find(arguments.dataset) if not any(side % 32 for side in images.size(f))]
-    print(f"{model.experiment.name}, {min(len(files), arguments.pictures)} pictures, band of {BAND} pixels, dB\n")
-    print("| rows and columns taken away | beyond the edge | band there | band at the other edges |\n|---|---|---|---|")
-    for missing in (1, 16, 31):
-        found = [rows_of(model, model.experiment, f, missing) for f in files[: arguments.pictures]]
-        for name in found[0]:
-            far, near = np.mean([row[name] for row in found], axis=0)
-            print(f"| {missing} | {name} | {far:.2f} | {near:.2f} |", flush=True)
+    files = files[: 1 if arguments.quick else arguments.pictures]
+    print(f"{model.experiment.name}, {len(files)} pictures, band of {BAND} pixels, dB\n")
+    columns = ["rows and columns taken away", "beyond the edge", "band there", "lost", "other edges"]
+    harness.print_table(columns, rows(model, files, (16,) if arguments.quick else (1, 16, 31)))
 
 
 if __name__ == "__main__":
-    main()
+    flags = {
+        "--model": {"required": True, "help": "folder of a run"},
+        "--dataset": {"required": True, "help": "folder of pictures"},
+        "--pictures": {"type": int, "default": 6, "help": "how many of them at most"},
+    }
+    harness.main(__doc__, run, flags=flags)

@@ -1,29 +1,21 @@
-"""What the precision of a training step does to loss, gradient and posterior mean, down to low noise.
+"""What the precision of a training step changes in loss, gradient and denoised picture, down to low noise.
 
-    python benchmarks/precision.py RUN        a trained run (any blind-spot run for Gaussian noise)
+    python benchmarks/precision.py RUN        a trained blind-spot run for Gaussian noise
 
-Everything is compared with the same weights in float64 throughout, on 4 crops of 64x64 of photographs that the
-run has not seen. On CPUs bfloat16 is emulated, so this takes minutes. "algebra" is what follows the network:
-float64 under TensorFlow; under JAX float32, unless JAX_ENABLE_X64=1.
+Each row is compared with the same weights in float64 throughout, on 4 crops of 64x64 of photographs that the run has
+not seen. "network" and "algebra" are the precision of the network and of the likelihood that follows it (float64 in
+training under TensorFlow; under JAX float32, unless JAX_ENABLE_X64=1). CPUs emulate bfloat16: this takes minutes.
 
-    loss        difference of the mean, in nats a pixel
+    loss        difference of the mean, in nats per pixel
     gradient    length of the difference over the length, all weights together
     angle       between the gradients, in degrees
     posterior   root mean square difference of the denoised picture, in steps of 255
 """
 
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 import pathlib
-import sys
 from unittest import mock
 
 import harness
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 CROP = 64
 VARIANTS = [("float64", "float64"), ("float32", "float64"), ("float32", "float32"), ("bfloat16", "float64"),
@@ -47,8 +39,8 @@ def noisy_crops(level):
     return {"noisy": noisy.astype("float32"), "noise_parameter": np.full((4, 1, 1, 1), level / 255, "float32")}
 
 
-def measure(run, network, algebra, level):
-    """(loss, gradient as one vector, denoised) as float64."""
+def variant(run, network, algebra):
+    """Function of a level: (loss, gradient as one vector, denoised) as float64."""
     import numpy as np
     import tensorflow as tf
 
@@ -56,49 +48,46 @@ def measure(run, network, algebra, level):
     from ssdn_tf.inference import checkpoints
     from ssdn_tf.training import folder
 
-    options = folder.read_options(run)
-    with mock.patch.object(losses, "algebra_dtype", lambda: algebra), \
-         mock.patch.object(models.losses, "algebra_dtype", lambda: algebra):  # fmt: skip
-        denoiser = models.build(options.experiment, precision=network)
+    with mock.patch.object(losses, "algebra_dtype", lambda: algebra):
+        denoiser = models.build(folder.read_options(run).experiment, precision=network)
     checkpoints.load_weights(pathlib.Path(run) / "checkpoint.npz", denoiser.inference)
-    inputs = noisy_crops(level)
 
     @tf.function
-    def step():
+    def step(inputs):
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(denoiser.training(inputs))
-        return loss, tape.gradient(loss, denoiser.training.trainable_variables)
+        gradients = tape.gradient(loss, denoiser.training.trainable_variables)
+        return loss, gradients, denoiser.inference(inputs)["denoised"]
 
-    loss, gradients = step()
-    vector = np.concatenate([np.asarray(g, np.float64).ravel() for g in gradients])
-    denoised = tf.function(denoiser.inference)(inputs)["denoised"]
-    return float(loss), vector, np.asarray(denoised, np.float64)
+    def results(level):
+        loss, gradients, denoised = step(noisy_crops(level))
+        vector = np.concatenate([np.asarray(gradient, np.float64).ravel() for gradient in gradients])
+        return float(loss), vector, np.asarray(denoised, np.float64)
+
+    return results
 
 
-def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
+def rows(run, levels):
     import numpy as np
 
-    from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
+    functions = {names: variant(run, *names) for names in VARIANTS}
+    for level in levels:
+        exact_loss, exact, exact_picture = functions[VARIANTS[0]](level)
+        length = np.linalg.norm(exact)
+        for network, algebra in VARIANTS[1:]:
+            loss, gradient, picture = functions[network, algebra](level)
+            cosine = min(1.0, gradient @ exact / (length * np.linalg.norm(gradient)))
+            yield (
+                f"{level:g}", network, algebra, f"{abs(loss - exact_loss):.1e}",
+                f"{np.linalg.norm(gradient - exact) / length:.1e}", f"{np.degrees(np.arccos(cosine)):.2g}",
+                f"{255 * np.sqrt(np.mean((picture - exact_picture) ** 2)):.1e}",
+            )  # fmt: skip
 
-    print("| sigma | network | algebra | loss | gradient | angle | posterior |\n|---|---|---|---|---|---|---|")
-    for level in LEVELS:
-        for network, algebra in VARIANTS:
-            loss, gradient, denoised = measure(sys.argv[1], network, algebra, level)
-            if network == "float64":
-                reference = loss, gradient, denoised
-                continue
-            length = np.linalg.norm(reference[1])
-            cosine = gradient @ reference[1] / (length * np.linalg.norm(gradient))
-            print(
-                f"| {level:g} | {network} | {algebra} | {abs(loss - reference[0]):.1e} | "
-                f"{np.linalg.norm(gradient - reference[1]) / length:.1e} | "
-                f"{np.degrees(np.arccos(min(1.0, cosine))):.2g} | "
-                f"{255 * np.sqrt(np.mean((denoised - reference[2]) ** 2)):.1e} |",
-                flush=True,
-            )
+
+def run(arguments):
+    columns = ["sigma", "network", "algebra", "loss", "gradient", "angle", "posterior"]
+    harness.print_table(columns, rows(arguments.run, LEVELS[:1] if arguments.quick else LEVELS))
 
 
 if __name__ == "__main__":
-    harness.help_or_run(main, __doc__)
+    harness.main(__doc__, run, flags={"run": {"metavar": "RUN", "help": "folder of a run"}})

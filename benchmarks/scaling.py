@@ -1,31 +1,28 @@
-"""What it costs to train one network with two workers instead of two networks apart.
+"""What it costs that two workers train one network, against two trainings that know nothing of each other.
 
     python benchmarks/scaling.py
 
-Each process has one core and takes 2 crops of 64x64 a step. Apart, the two know nothing of each other; as
-workers they exchange gradients over loopback after each step; the third row is one process on both cores with
-two CPU devices, and the last one device on both cores. The kinds alternate, and the best round of each counts; of
-a round, the median step of the slower process, as other work on a shared machine hits single steps.
+    two processes apart   each has one core and takes 2 crops of 64x64 per step
+    two workers           the same, but they exchange their gradients after each step
+    two CPU devices       one process on both cores, with a replica on each device
+    one device            one process on both cores
+
+All rows take 4 crops per step together. They alternate, and the best round of each counts. The time of a round is the
+median step of the slower process. The last column is the time beyond that of the first row.
 """
 
-import os
-
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+import concurrent.futures
+import functools
+import itertools
 import json
-import pathlib
+import os
 import socket
 import statistics
-import subprocess
-import sys
 import time
 
 import harness
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-CROP, SHARE, STEPS, ROUNDS = 64, 2, 24, 3
+SHARE = 2
 KINDS = {
     "two processes apart": [{"core": 0, "batch": SHARE}, {"core": 1, "batch": SHARE}],
     "two workers": [{"core": 0, "batch": 2 * SHARE, "worker": 0}, {"core": 1, "batch": 2 * SHARE, "worker": 1}],
@@ -34,8 +31,8 @@ KINDS = {
 }
 
 
-def train(core=None, batch=4, devices=1, ports=None, worker=None):
-    """Seconds a step: the median, without the first ones."""
+def case(batch, crop, steps, features, ports, core=None, devices=1, worker=None):
+    """Seconds per step: the median, without the first ones."""
     if core is not None:
         os.sched_setaffinity(0, {core})
     if worker is not None:
@@ -43,7 +40,6 @@ def train(core=None, batch=4, devices=1, ports=None, worker=None):
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": worker}})
     import keras
 
-    from ssdn_tf.commands import cli  # noqa: F401  (sets up TensorFlow's log level)
     from ssdn_tf.data import batches
     from ssdn_tf.data import samples as data
     from ssdn_tf.denoisers import experiments, models
@@ -53,9 +49,9 @@ def train(core=None, batch=4, devices=1, ports=None, worker=None):
     if devices > 1:
         distribution.split_cpu(devices)
     places = distribution.make("auto", batch)
-    experiment = experiments.Experiment()
-    store = data.ImageStore(data.sample_photographs()[0], CROP)
-    samples = data.Samples(store, experiment, models.noise_model(experiment), crop=CROP, seed=0)
+    experiment = experiments.Experiment(width=features)
+    store = data.ImageStore(data.sample_photographs()[0], crop)
+    samples = data.Samples(store, experiment, models.noise_model(experiment), crop=crop, seed=0)
     with places.scope():
         model = models.build(experiment).training
         optimizer = SkippingAdam(3e-4)
@@ -63,54 +59,28 @@ def train(core=None, batch=4, devices=1, ports=None, worker=None):
     model = distribution.training_model(model, places, optimizer=optimizer, jit_compile=True)
     ends = []
     clock = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs=None: ends.append(time.perf_counter()))
-    feed = batches.batches(samples, batch, 0, STEPS, places.strategy)
-    model.fit(feed, steps_per_epoch=STEPS, verbose=0, shuffle=False, callbacks=[clock])
-    return statistics.median(end - begin for begin, end in zip(ends[3:], ends[4:]))
+    feed = batches.batches(samples, batch, 0, steps, places.strategy)
+    model.fit(feed, steps_per_epoch=steps, verbose=0, shuffle=False, callbacks=[clock])
+    yield statistics.median(end - begin for begin, end in itertools.pairwise(ends[3:]))
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("localhost", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+def measure(processes, **options):
+    """Seconds per step of processes that run at the same time: the slowest."""
+    with socket.create_server(("localhost", 0)) as one, socket.create_server(("localhost", 0)) as other:
+        ports = [server.getsockname()[1] for server in (one, other)]
+    with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
+        return max(pool.map(lambda process: harness.first_result(ports=ports, **options, **process), processes))
 
 
-def measure(cases):
-    """Seconds a step of processes that run at the same time: the slowest."""
-    ports = free_ports(2)
-    commands = [
-        [sys.executable, __file__, "--case", json.dumps(case | ({"ports": ports} if "worker" in case else {}))]
-        for case in cases
-    ]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen(command, **streams) for command in commands]
-    seconds = []
-    for process in processes:
-        out, err = process.communicate()
-        line = [text for text in out.splitlines() if text.startswith("RESULT ")]
-        if not line:
-            sys.exit(f"{cases} failed:\n{err}")
-        seconds.append(float(line[0][7:]))
-    return max(seconds)
-
-
-def main():
-    if len(sys.argv) == 3 and sys.argv[1] == "--case":
-        print(f"RESULT {train(**json.loads(sys.argv[2]))}", flush=True)
-        os._exit(0)
-    best = dict.fromkeys(KINDS, float("inf"))
-    for _ in range(ROUNDS):
-        for kind, cases in KINDS.items():
-            best[kind] = min(best[kind], measure(cases))
-    apart = best["two processes apart"]
-    print(f"4 crops of {CROP}x{CROP} a step on two cores\n")
-    print("| | seconds a step | against two processes apart |\n|---|---|---|")
-    for kind, seconds in best.items():
-        print(f"| {kind} | {seconds:.3f} | {seconds / apart - 1:+.1%} |")
+def run(arguments):
+    crop, steps, features, rounds = (32, 6, 4, 1) if arguments.quick else (64, 24, None, 3)
+    options = {"crop": crop, "steps": steps, "features": features}
+    found = harness.in_turns({kind: functools.partial(measure, p, **options) for kind, p in KINDS.items()}, rounds)
+    apart = min(found["two processes apart"])
+    rows = [(kind, f"{min(times):.3f}", f"{min(times) / apart - 1:+.1%}") for kind, times in found.items()]
+    print(f"{2 * SHARE} crops of {crop}x{crop} per step on two cores\n")
+    harness.print_table(["", "seconds per step", "against two processes apart"], rows)
 
 
 if __name__ == "__main__":
-    harness.help_or_run(main, __doc__)
+    harness.main(__doc__, run, case)

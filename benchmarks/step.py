@@ -1,79 +1,73 @@
-"""Seconds and memory of a training step and of denoising, beside this machine's convolution rate.
+"""Time and memory of a training step, and of denoising, for each way to run the network.
 
     python benchmarks/step.py
+    python benchmarks/step.py --only="train 1"        the cases whose names contain this
 
-Each row is a process of its own, because peak memory never falls again; the rows of a case take turns, because
-shared machines change their speed from minute to minute, and the best of all turns counts. The rate is that of one
-3x3 convolution of 96 to 96 features (16 pictures of 64x64, forward and backward, compiled), the best of all turns
-of the case. "reached" counts the multiply-adds that are carried out; "nominal" those of the plain network, including
-those saved by `UpsampleConvolution`.
-"slower" is against the first row of the case. Keras's default on a CPU: the plain
-form, not compiled, oneDNN as TensorFlow sets it: by itself it takes oneDNN on CPUs with instructions for
-networks (AVX512-VNNI), and does not on others, which the last row stands for.
+The first cases compare the networks, the precision and XLA; "train 1 x 64x64" is a step on one crop of 64x64. The
+other cases compare, for the paper's network, the fused upsampling (`UpsampleConvolution`), XLA and oneDNN with what
+Keras does by default: plain upsampling, no XLA, and oneDNN only where TensorFlow turns it on by itself.
+
+Each row is a process of its own. The rows of a case take turns, and the best turn counts.
+
+    slower        time against the first row of the case
+    first call    seconds, with tracing and compilation
+    peak MB       most memory of the process
+    GFLOP/s       2 for each multiply-add that the network carries out; backward counts twice
+    convolution   the same rate of one 3x3 convolution of 96 to 96 features (16 x 64x64, forward and backward,
+                  compiled, in the precision of the row): the best rate of all rows of the case
+    reached       GFLOP/s over that rate
+    nominal       the same, but with the multiply-adds of plain upsampling
 """
 
-import os
-
-if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "DEFAULT":
-    del os.environ["TF_ENABLE_ONEDNN_OPTS"]
-else:
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import json
-import pathlib
-import resource
-import subprocess
-import sys
-import time
+import functools
+import itertools
 
 import harness
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-CASES = {
-    "train 4 x 64x64": ("train", 4, 64, 64),
-    "train 1 x 256x256": ("train", 1, 256, 256),
-    "denoise 1 x 512x768": ("denoise", 1, 512, 768),
+FORMS = {
+    "": {},
+    ", plain upsampling": {"fused": False},
+    ", not compiled": {"jit": False},
+    ", Keras's default": {"fused": False, "jit": False, "environment": {"TF_ENABLE_ONEDNN_OPTS": None}},
+    ", Keras's default, no oneDNN": {"fused": False, "jit": False, "environment": {"TF_ENABLE_ONEDNN_OPTS": "0"}},
 }
-TURNS = 4
-FORMS = [
-    ("", {}, {}),
-    (", plain upsampling", {"fused": False}, {}),
-    (", not compiled", {"jit": False}, {}),
-    (", Keras's default", {"fused": False, "jit": False}, {"TF_ENABLE_ONEDNN_OPTS": "DEFAULT"}),
-    (", Keras's default, no oneDNN", {"fused": False, "jit": False}, {"TF_ENABLE_ONEDNN_OPTS": "0"}),
-]
+NETWORKS = {
+    f", {network}, {precision}, XLA {'on' if jit else 'off'}": {"network": network, "precision": precision, "jit": jit}
+    for network, precision, jit in itertools.product(("paper", "compact"), ("float32", "bfloat16"), (True, False))
+}
+CASES = {
+    "train 1 x 64x64": (("train", 1, 64, 64), NETWORKS),
+    "train 1 x 128x128": (("train", 1, 128, 128), NETWORKS),
+    "train 4 x 64x64": (("train", 4, 64, 64), FORMS),
+    "train 1 x 256x256": (("train", 1, 256, 256), FORMS),
+    "denoise 1 x 512x768": (("denoise", 1, 512, 768), FORMS),
+}
+QUICK = {
+    "train 1 x 32x32": (("train", 1, 32, 32), NETWORKS),
+    "denoise 1 x 32x64": (("denoise", 1, 32, 64), FORMS),
+}
+COLUMNS = ["case", "seconds", "slower", "first call", "peak MB", "GFLOP/s", "convolution", "reached", "nominal"]
 
 
-def work(width=48, channels=3, outputs=9, fused=True):
-    """Multiply-adds a pixel, forward, from the layers themselves."""
-    from ssdn_tf.networks.unet import UNet
-
-    network = UNet(outputs, width=width)
-    network.build((None, None, None, channels))
-    total, low = 0.0, 5
+def work(network, fused=True):
+    """Multiply-adds per pixel of a built blind-spot UNet, forward."""
+    total, levels = 0.0, len(network.decoder_a)
     for i, layer in enumerate(network.encoder):
-        size = layer.kernel.shape[0] * layer.kernel.shape[1] * layer.kernel.shape[2] * layer.filters
-        total += 4 * size / 4 ** max(0, i - 1)
-    for i, (first, second) in enumerate(zip(network.decoder_a, network.decoder_b)):
-        scale = 4 ** (low - 1 - i)
-        up = width if i == 0 else 2 * width
-        skip = first.kernel.shape[2] - up
-        taps = 4 if fused else 9
-        total += 4 * (taps * up + 9 * skip) * first.filters / scale
-        total += 4 * 9 * second.kernel.shape[2] * second.filters / scale
-    for layer in (*network.head, network.last):
-        total += layer.kernel.shape[2] * layer.filters
-    return total
+        total += 4 * 9 * layer.kernel.shape[2] * layer.filters / 4 ** max(0, i - 1)
+    lower = [network.encoder[-1], *network.decoder_b]
+    for i, (low, first, second) in enumerate(zip(lower, network.decoder_a, network.decoder_b)):
+        # The four 2x2 convolutions of the fused form read 4 pixels where a 3x3 kernel reads 9.
+        inputs = (4 if fused else 9) * low.filters + 9 * (first.kernel.shape[2] - low.filters)
+        total += 4 * (inputs * first.filters + 9 * first.filters * second.filters) / 4 ** (levels - 1 - i)
+    return total + sum(layer.kernel.shape[2] * layer.filters for layer in (*network.head, network.last))
 
 
-def convolution():
-    """The reference convolution, forward and backward, as a function; and its GFLOP (2 a multiply-add)."""
+def convolution(precision, side):
+    """The reference convolution, forward and backward, as a function; and its GFLOP."""
     import tensorflow as tf
 
-    x = tf.random.normal((16, 64, 64, 96))
-    kernel = tf.random.normal((3, 3, 96, 96))
+    x = tf.cast(tf.random.normal((16, side, side, 96)), precision)
+    kernel = tf.cast(tf.random.normal((3, 3, 96, 96)), precision)
 
     @tf.function(jit_compile=True)
     def run(x, kernel):
@@ -82,16 +76,7 @@ def convolution():
             loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "SAME") ** 2)
         return tape.gradient(loss, [x, kernel])
 
-    return lambda: run(x, kernel)[0].numpy(), 3 * 2 * 16 * 64 * 64 * 9 * 96 * 96 / 1e9
-
-
-def best_of(function, repeats):
-    best = float("inf")
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - begin)
-    return best
+    return lambda: run(x, kernel)[0].numpy(), 3 * 2 * 16 * side * side * 9 * 96 * 96 / 1e9
 
 
 def plain_upsampling(layer, low, skip):
@@ -102,8 +87,8 @@ def plain_upsampling(layer, low, skip):
     return layer._activate(layer._convolve(ops.concatenate([up, skip], axis=-1), layer.kernel))
 
 
-def prepare(mode, batch, height, width, fused=True, jit=True):
-    """A training step, or denoising, as a function."""
+def prepare(mode, batch, height, width, network="paper", precision="float32", features=None, fused=True, jit=True):
+    """(compiled model, its inputs) of a training step or of denoising."""
     import keras
     import numpy as np
 
@@ -113,95 +98,53 @@ def prepare(mode, batch, height, width, fused=True, jit=True):
 
     if not fused:
         layers.UpsampleConvolution.call = plain_upsampling
-    denoiser = models.build(experiments.Experiment())
     keras.utils.set_random_seed(0)
-    samples = {
-        "noisy": np.random.rand(batch, height, width, 3).astype("float32"),
-        "noise_parameter": np.full((batch, 1, 1, 1), 0.1, "float32"),
-    }
-    if mode == "train":
-        model = denoiser.training
-        model.compile(optimizer=SkippingAdam(3e-4), jit_compile=jit)
-        return lambda: model.train_on_batch(samples)
-    model = denoiser.inference
-    model.compile(jit_compile=jit)
-    return lambda: model.predict_on_batch(samples)
+    denoiser = models.build(experiments.Experiment(network=network, width=features), precision=precision)
+    model = denoiser.training if mode == "train" else denoiser.inference
+    model.compile(optimizer=SkippingAdam(3e-4), jit_compile=jit)
+    noisy = np.random.rand(batch, height, width, 3).astype("float32")
+    return model, {"noisy": noisy, "noise_parameter": np.full((batch, 1, 1, 1), 0.1, "float32")}
 
 
-def serve(case):
-    """One row: a result for each line of standard input, a turn."""
-    run = prepare(**case)
-    first = best_of(run, 1)
-    run()
-    short = case["batch"] * case["height"] * case["width"] < 2**15
-    reference, gflop = convolution()
+def case(mode, batch, height, width, reference_side, precision="float32", **options):
+    """A row: what it costs to start, then the times of each turn."""
+    model, samples = prepare(mode, batch, height, width, precision=precision, **options)
+    step = functools.partial(model.train_on_batch if mode == "train" else model.predict_on_batch, samples)
+    first, second, peak = harness.seconds(step), harness.seconds(step), harness.peak_mb()
+    reference, reference_gflop = convolution(precision, reference_side)
     reference()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("RESULT " + json.dumps({"first": first, "peak_mb": peak}), flush=True)
-    for _ in sys.stdin:
-        rate = gflop / best_of(reference, 3)
-        seconds = best_of(run, 3 if short else 1)
-        print("RESULT " + json.dumps({"seconds": seconds, "rate": rate}), flush=True)
+    pixels, unet = (3 if mode == "train" else 1) * batch * height * width, model.get_layer("unet")
+    plain, carried_out = (2e-9 * pixels * work(unet, fused) for fused in (False, options.get("fused", True)))
+    yield {"first": first, "peak": peak, "precision": precision, "plain": plain, "carried_out": carried_out}
+    while True:
+        rate = reference_gflop / harness.seconds(reference, 3)
+        yield {"rate": rate, "seconds": harness.seconds(step, 3 if second < 1 else 1)}
 
 
-class Row:
-    def __init__(self, case, environment):
-        command = [sys.executable, __file__, "--case", json.dumps(case)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen(command, env=os.environ | environment, **pipes)
-        self.start = self.result()
-        self.turns = []
-
-    def result(self):
-        for line in self.process.stdout:
-            if line.startswith("RESULT "):
-                return json.loads(line[7:])
-        sys.exit("a row has failed: its errors are above")
-
-    def turn(self):
-        print(file=self.process.stdin, flush=True)
-        self.turns.append(self.result())
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.wait()
+def measure(name, sizes, forms, turns, **options):
+    """The rows of a case."""
+    options |= dict(zip(("mode", "batch", "height", "width"), sizes))
+    found = harness.results_in_turns({form: options | changes for form, changes in forms.items()}, turns)
+    rates, reference = {}, None
+    for start, *timed in found.values():
+        rates.setdefault(start["precision"], []).extend(turn["rate"] for turn in timed)
+    for form, (start, *timed) in found.items():
+        seconds, rate = min(turn["seconds"] for turn in timed), max(rates[start["precision"]])
+        reference = reference or seconds
+        reached, nominal = start["carried_out"] / seconds, start["plain"] / seconds
+        yield (
+            name + form, f"{seconds:.3f}", f"{seconds / reference:.2f}", f"{start['first']:.1f}",
+            f"{start['peak']:.0f}", f"{reached:.3g}", f"{rate:.3g}", f"{reached / rate:.0%}", f"{nominal / rate:.0%}",
+        )  # fmt: skip
 
 
-def measure(case):
-    """{label: result} of the forms of a case."""
-    rows = {label: Row(case | options, environment) for label, options, environment in FORMS}
-    for _ in range(TURNS):
-        for row in rows.values():
-            row.turn()
-    for row in rows.values():
-        row.end()
-    rate = max(turn["rate"] for row in rows.values() for turn in row.turns)
-    return {
-        label: row.start | {"rate": rate, "seconds": min(turn["seconds"] for turn in row.turns)}
-        for label, row in rows.items()
-    }
-
-
-def main():
-    if len(sys.argv) == 3 and sys.argv[1] == "--case":
-        serve(json.loads(sys.argv[2]))
-        return
-    print("| case | seconds | slower | first call | peak MB | GFLOP/s | convolution GFLOP/s | reached | nominal |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for name, (mode, batch, height, width) in CASES.items():
-        gflop = batch * height * width * (3 if mode == "train" else 1) * 2 / 1e9
-        results = measure({"mode": mode, "batch": batch, "height": height, "width": width})
-        for label, options, _ in FORMS:
-            r = results[label]
-            reached = work(fused=options.get("fused", True)) * gflop / r["seconds"]
-            nominal = work(fused=False) * gflop / r["seconds"]
-            print(
-                f"| {name}{label} | {r['seconds']:.3f} | {r['seconds'] / results['']['seconds']:.2f} | "
-                f"{r['first']:.1f} | {r['peak_mb']:.0f} | {reached:.0f} | "
-                f"{r['rate']:.0f} | {reached / r['rate']:.0%} | {nominal / r['rate']:.0%} |",
-                flush=True,
-            )
+def run(arguments):
+    cases, turns, options = CASES, 4, {"features": None, "reference_side": 64}
+    if arguments.quick:
+        cases, turns, options = QUICK, 1, {"features": 4, "reference_side": 16}
+    chosen = [(name, *case, turns) for name, case in cases.items() if arguments.only in name]
+    harness.print_table(COLUMNS, itertools.chain.from_iterable(measure(*case, **options) for case in chosen))
 
 
 if __name__ == "__main__":
-    harness.help_or_run(main, __doc__)
+    harness.main(__doc__, run, case, {"--only": {"default": "", "help": "part of the names of the cases to run"}})
