@@ -1,99 +1,264 @@
-"""denoise.py: denoises a picture."""
+"""denoise.py: denoises picture files."""
 
 import pathlib
 import sys
 
 import numpy as np
+import tqdm
 from absl import flags
 
-from ssdn_tf.commands import cli, level_flags
-from ssdn_tf.data import images
+from ssdn_tf.commands import cli, level_flags, model_flag
+from ssdn_tf.data import files, images
 from ssdn_tf.errors import UserError
-from ssdn_tf.noise.levels import LEVELS
-from ssdn_tf.training import folder as runs
 
-TEXT = """Denoises a picture.
+TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
 
-    python denoise.py --input=noisy.png --output=clean.png            with the newest run
-    python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=clean.png
+    python denoise.py --input=noisy.png --output=denoised.png
+    python denoise.py --input=FOLDER --output=ANOTHER_FOLDER                 all pictures, subfolders too
+    python denoise.py --input=stack.tif --output=denoised.tif --uncertainty
+    python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=denoised.png
+
+PNG, JPEG, TIFF (stacks, ImageJ, OME, 8 to 64 bit, floats), BMP, WebP and .npy; the output keeps dtype, range, pages and
+description. In a folder, pictures that are there already are skipped, so the same command goes on after a stop.
 """
 
 
 def denoise():
-    sys.exit(cli.execute(main, define, TEXT))
+    sys.exit(cli.execute(main, define, TEXT, needs_flags=True))
 
 
 def define(values):
     """The flags of denoise.py."""
     with cli.group(values, "Pictures"):
-        flags.DEFINE_string("input", None, "file of the noisy picture", flag_values=values)
-        flags.DEFINE_string("output", None, "file for the denoised picture", flag_values=values)
-        flags.DEFINE_enum(
-            "bits", None, ("8", "16"), "bits of a value in the output; 16 for PNG only (default: the input's, if the "
-            "format of the output allows)", flag_values=values,
-        )  # fmt: skip
-    with cli.group(values, "Model"):
-        flags.DEFINE_string(
-            "model", None, "folder of a run or of a SavedModel, or a published network file (default: the newest run)",
+        flags.DEFINE_string("input", None, "noisy picture, or a folder of them", flag_values=values)
+        flags.DEFINE_string("output", None, "file or folder for the denoised pictures", flag_values=values)
+        flags.DEFINE_bool("overwrite", False, "denoise pictures of a folder again that are there", flag_values=values)
+        flags.DEFINE_bool(
+            "uncertainty", False, "also write the standard deviation of each value, as NAME-std.tif, 32-bit floats",
             flag_values=values,
         )  # fmt: skip
-        flags.DEFINE_string("runs", "runs", "folder of the runs, for the newest", flag_values=values)
+        flags.DEFINE_bool(
+            "preview", False, "also write NAME-preview.png: the middle of noisy, denoised and std", flag_values=values
+        )
+        flags.DEFINE_string(
+            "range", None, "intensities of black and white, such as 100,4095 (default: 0,255 for 8 bit; else measured "
+            "over all pictures)", flag_values=values,
+        )  # fmt: skip
+    with cli.group(values, "Model"):
+        model_flag.define(values)
         flags.DEFINE_integer(
             "tile", 1536, "side in pixels of the tiles in which pictures of more than tile^2 pixels are denoised; the "
             "paper's network takes 7 KB of memory a pixel", lower_bound=1, flag_values=values,
         )  # fmt: skip
-    with cli.group(values, "Noise, for a model that must be told"):
-        level_flags.define(values, " (default: the level that the model was trained for)", ranges=False)
+    with cli.group(values, "Noise"):
+        level_flags.define(values, " (default: found by maximum likelihood, or what the model learned)", ranges=False)
+        flags.DEFINE_enum(
+            "noise_from", "each", ("each", "set"), "the level is found for each picture, or once for the set",
+            flag_values=values,
+        )  # fmt: skip
 
 
 def main(values):
-    """Flags to a file; the exit code."""
-    bits = _check_files(values)
-    noisy = images.read(values.input)
-    if bits is None:
-        bits = 16 if noisy.dtype == np.uint16 and pathlib.Path(values.output).suffix.lower() == ".png" else 8
-    from ssdn_tf.inference import predictor, tiling
+    """Flags to files; the exit code."""
+    if model_flag.is_list(values):
+        return 0
+    limits = _range(values.range)
+    pairs = _pairs(values)
+    pending = [pair for pair in pairs if values.overwrite or not pair[1].exists() or len(pairs) == 1]
+    if not pending:
+        print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
+        return 0
+    pictures = list(_read(pending))
+    from ssdn_tf.inference import pictures as work
 
-    model = predictor.load(values.model or runs.newest_run(values.runs))
-    try:
-        tiling.check_side(values.tile, model.halo, model.grid)
-    except ValueError as error:
-        raise UserError(f"--tile: {error}") from error
-    parameter = _parameter(values, model)
-    noisy = images.to_float(images.to_channels(noisy, model.experiment.channels))
-    images.write(values.output, model.denoise(noisy, parameter, values.tile).denoised, bits)
-    print(f"{values.output}: {noisy.shape[1]}x{noisy.shape[0]}, denoised by {model.experiment.name}.")
+    level = _level if level_flags.read_any(values) else None
+    worker = work.Denoiser(values.model, level=level and (lambda model: level(values, model)), tile=values.tile)
+    _check_model(values, worker, pictures)
+    limits = limits or _measured(work, [picture for picture, _ in pictures])
+    if values.noise_from == "set":
+        worker.fit_set(_planes([picture for picture, _ in pictures]), limits)
+    done = 0
+    bar = tqdm.tqdm(pictures, unit="picture", disable=len(pictures) == 1)
+    for picture, target in bar:
+        try:
+            sentence = _denoise(values, work, worker, picture, target, limits)
+        except UserError as error:
+            if len(pairs) == 1:
+                raise
+            images.warn(f"left out {error}")
+            continue
+        done += 1
+        bar.write(sentence)
+    failed = len(pending) - done
+    if failed:
+        raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
     return 0
 
 
-def _check_files(values):
-    """Refuses file names that cannot work, before anything is loaded. Returns the bits of the output; None: any."""
+def _denoise(values, work, worker, picture, target, limits):
+    """Denoises one file; returns what to say about it."""
+    noises, stds, preview = [], [], []
+
+    def results():
+        for i in range(len(picture)):
+            plane = picture[i]
+            denoised, std, noise = worker.plane(plane, limits)
+            noises.append(noise)
+            if values.uncertainty and std is not None:
+                stds.append(std)
+            if values.preview and not preview:
+                preview.append(_preview(work, plane, denoised, std, limits))
+            yield denoised
+
+    files.write(target, picture, results())
+    if stds:
+        _write_std(target.with_name(f"{target.stem}-std.tif"), picture, stds)
+    if preview:
+        images.write(target.with_name(f"{target.stem}-preview.png"), preview[0])
+    height, width, _ = picture.shapes[0]
+    count = "" if len(picture) == 1 else f"{len(picture)} planes of "
+    return f"{target}: {count}{width}x{height}, {_summary(work, noises)}"
+
+
+def _summary(work, noises):
+    """The noise of one plane, or the least and the most of several."""
+    if len(noises) == 1:
+        return work.describe(noises[0])
+    parts = []
+    for name in dict.fromkeys(name for noise in noises for name in noise):
+        found = [noise[name] for noise in noises if name in noise]
+        same = f"{min(found):.3g}" == f"{max(found):.3g}"
+        parts.append(f"{name} {min(found):.3g}" + ("" if same else f" to {max(found):.3g}"))
+    return ", ".join(parts) or work.describe({})
+
+
+def _preview(work, plane, denoised, std, limits, side=320):
+    """uint8 [h,w,3]: the middle of noisy | denoised | std (white: a tenth of the range)."""
+    panels = [work.to_unit(plane, limits), work.to_unit(denoised, limits)]
+    if std is not None:
+        panels.append(10 * std / (limits[1] - limits[0]))
+    top, left = (max(0, (length - side) // 2) for length in plane.shape[:2])
+    cut = [images.to_uint8(panel[top : top + side, left : left + side]) for panel in panels]
+    return np.concatenate([images.to_channels(panel, 3) for panel in cut], axis=1)
+
+
+def _write_std(path, picture, stds):
+    import tifffile
+
+    planes = [std[..., 0] if std.shape[-1] == 1 else std for std in stds]
+    together = planes[0] if len(planes) == 1 else planes
+    if len({plane.shape for plane in planes}) > 1:
+        raise UserError(f"{path}: expected planes of one shape for the standard deviations, received several.")
+    photometric = "rgb" if stds[0].shape[-1] == 3 else "minisblack"
+    images.write_whole(
+        path, lambda file: tifffile.imwrite(file, np.asarray(together, np.float32), photometric=photometric)
+    )
+
+
+# ---------------------------------------------------------------- what the flags say
+
+
+def _pairs(values):
+    """[(source, target)] of all pictures, before anything is loaded."""
     for name in ("input", "output"):
         if not values[name].value:
-            raise UserError(f"expected --{name}=FILE, received none.")
+            raise UserError(f"expected --{name}=FILE or FOLDER, received none.")
     source, target = pathlib.Path(values.input), pathlib.Path(values.output)
+    if not source.exists():
+        raise UserError(f"--input: expected a picture or a folder, received '{source}', which does not exist.")
     if source.resolve() == target.resolve():
         raise UserError("--output must differ from --input.")
-    if target.suffix.lower() not in images.SUFFIXES:
-        suffixes = ", ".join(images.SUFFIXES)
-        raise UserError(f"--output: expected a name ending in one of {suffixes}, received '{target}'.")
-    if values.bits == "16" and target.suffix.lower() != ".png":
-        raise UserError(f"--bits=16: expected an --output ending in .png, received '{target}'.")
-    return values.bits and int(values.bits)
+    if not source.is_dir():
+        if target.is_dir():
+            target = target / source.name
+        suffix = target.suffix.lower()
+        if suffix not in files.SUFFIXES:
+            listed = ", ".join(files.SUFFIXES)
+            raise UserError(f"--output: expected a name ending in one of {listed}, received '{target}'.")
+        if target.exists() and source.samefile(target):
+            raise UserError("--output must differ from --input.")
+        return [(source, target)]
+    if target.is_file():
+        raise UserError(f"--output: expected a folder for the pictures of a folder, received the file '{target}'.")
+    if source.resolve() in target.resolve().parents:
+        raise UserError("--output: expected a folder outside of --input, received one inside it.")
+    return [(file, target / name) for file, name in files.find(source)]
 
 
-def _parameter(values, model):
-    """The noise parameter for a model that must be told, or None."""
+def _read(pairs):
+    """(Picture, target) of the pairs; of several, those that cannot be read get a warning."""
+    for source, target in pairs:
+        try:
+            yield files.read(source), target
+        except UserError as error:
+            if len(pairs) == 1:
+                raise
+            images.warn(f"left out {error}")
+
+
+def _planes(pictures):
+    """The first plane of each picture; damaged ones are left out (they are reported when their turn comes)."""
+    for picture in pictures:
+        try:
+            yield picture[0]
+        except UserError:
+            continue
+
+
+def _range(text):
+    """(black, white) of --range, or None."""
+    if text is None:
+        return None
+    try:
+        black, white = (float(part) for part in text.split(","))
+        if not -np.inf < black < white < np.inf:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--range: expected black,white such as 100,4095, received '{text}'.") from None
+    return black, white
+
+
+def _measured(work, pictures):
+    """The range of the set, said aloud where it is not that of 8 bit."""
+    if not pictures:
+        raise UserError("expected pictures that can be read, received none.")
+    planes = list(_planes(pictures))
+    dtypes = sorted({plane.dtype.name for plane in planes})
+    if len(dtypes) > 1:
+        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(dtypes)}.")
+    limits = work.measured_range(planes) if planes else (0.0, 1.0)
+    if limits != (0.0, 255.0):
+        print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} (--range sets another).")
+    return limits
+
+
+def _check_model(values, worker, pictures):
+    """Loads the models that the pictures need, and refuses flags that do not fit them."""
+    from ssdn_tf.inference import tiling
+
+    for channels in sorted({shape[-1] for picture, _ in pictures for shape in picture.shapes}):
+        model = worker.predictor(channels)
+        try:
+            tiling.check_side(values.tile, model.halo, model.grid)
+        except ValueError as error:
+            raise UserError(f"--tile: {error}") from error
+        _level(values, model)
+        if values.noise_from == "set" and not model.can_fit:
+            raise UserError(f"--noise_from=set: {model.experiment.name} cannot fit the noise.")
+
+
+def _level(values, model):
+    """The noise parameter that the flags say, or None."""
     experiment = model.experiment
     levels = level_flags.read(values, experiment.noise)
     flag = level_flags.choice(experiment.noise)
-    if not model.needs_level:
-        if levels:
-            images.warn(f"{flag} has no effect: {experiment.name} needs no noise level.")
+    if levels and not model.needs_level:
+        images.warn(f"{flag} has no effect: {experiment.name} finds the noise level itself.")
         return None
-    low, high = levels or (experiment.low, experiment.high)
-    if low is not None and low == high:
-        return experiment.parameter(low)
-    trained = "" if experiment.low is None else f" ({LEVELS[experiment.noise].describe(low, high)})"
-    received = "a range" if levels else "none"
-    raise UserError(f"expected {flag}{trained}, as the model must be told the noise level, received {received}.")
+    if levels and levels[0] != levels[1]:
+        raise UserError(f"expected one level as {flag}, received a range.")
+    if levels:
+        return experiment.parameter(levels[0])
+    if model.needs_level and not model.can_fit and not (experiment.low is not None and experiment.fixed):
+        raise UserError(f"expected {flag}, as the model must be told the noise level, received none.")
+    return None

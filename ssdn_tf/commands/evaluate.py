@@ -30,9 +30,7 @@ def define(values):
     """The flags of evaluate.py."""
     with cli.group(values, "Model"):
         model_flag.define(values, "; none: only the --baseline")
-        flags.DEFINE_enum(
-            "channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values
-        )
+        flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values)
         flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=values)
     with cli.group(values, "Data"):
         cli.data_dir_flag(values)

@@ -1,4 +1,4 @@
-"""The main of export/savedmodel.py: a run, or a published network file, to a SavedModel."""
+"""The main of export/savedmodel.py: a trained model to a SavedModel."""
 
 import json
 import os
@@ -6,15 +6,14 @@ import sys
 
 from absl import flags
 
-from ssdn_tf.commands import cli, level_flags
+from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.errors import UserError
-from ssdn_tf.noise.levels import LEVELS
 
-TEXT = """Turns a run, or a published network file, into a SavedModel for TensorFlow Serving or any TensorFlow.
+TEXT = """Turns a trained model into a SavedModel for TensorFlow Serving or any TensorFlow.
 
-    python export/savedmodel.py --output=models/ssdn                              newest run -> models/ssdn/1
-    python export/savedmodel.py --run=runs/00003-... --output=models/ssdn
-    python export/savedmodel.py --official=network-00013-gauss25-blindspot-sigma_known.pickle --output=models/official
+    python export/savedmodel.py --output=models/ssdn                          the package's network -> models/ssdn/1
+    python export/savedmodel.py --model=runs/00003-... --output=models/ssdn
+    python export/savedmodel.py --model=network-00013-gauss25-blindspot-sigma_known.pickle --output=models/published
 """
 
 
@@ -25,22 +24,29 @@ def export():
 
 
 def define(values):
-    flags.DEFINE_string("run", None, "folder of a run (default: the newest)", flag_values=values)
-    flags.DEFINE_string("official", None, "a published network file, instead of a run", flag_values=values)
+    model_flag.define(values)
     flags.DEFINE_string("output", None, "folder for the versions of the model: 1, 2, ...", flag_values=values)
-    level_flags.define(values, " (for --official, where the name of the file does not say it)")
-    flags.DEFINE_string("runs", "runs", "folder of the runs", flag_values=values)
+    flags.DEFINE_enum(
+        "parameter_source", None, ("known", "fitted"), "requests carry the noise level, or the SavedModel fits it to "
+        "each picture (default: fitted for the networks of the package, known for other models that must be told)",
+        flag_values=values,
+    )  # fmt: skip
+    level_flags.define(values, " (for a published network file whose name does not say it)")
 
 
 def main(values):
     """Flags to a SavedModel; the exit code."""
+    if model_flag.is_list(values):
+        return 0
     if not values.output:
         raise UserError("expected --output=DIR, received none.")
-    if values.run and values.official:
-        raise UserError("expected --run or --official, received both.")
     from ssdn_tf.serving import saved_model
 
-    model, details = _published(values) if values.official else _run(values)
+    model = model_flag.load(values)
+    if model.source.kind == "saved_model":
+        raise UserError("--model: expected a run, a network of the package or a published file, received a SavedModel.")
+    details = {"run": _run, "published": _published, "pretrained": _pretrained}[model.source.kind](values, model)
+    model = _with_source(values, model)
     card = saved_model.model_card(model.experiment, **details)
     try:
         place = saved_model.export(model.model, model.experiment, card, values.output)
@@ -50,28 +56,38 @@ def main(values):
     return 0
 
 
-def _run(values):
-    """(Predictor, what the model card says beside the experiment) of a run, or of the newest."""
-    from ssdn_tf.inference import predictor
+def _with_source(values, model):
+    source = values.parameter_source
+    if source is None and model.source.kind == "pretrained":
+        source = "fitted"
+    if source in (None, model.experiment.parameter_source):
+        return model
+    if not model.can_fit or not model.needs_level:
+        raise UserError(f"--parameter_source={source}: {model.experiment.name} finds its noise level in its own way.")
+    return model.with_source(source)
+
+
+def _run(values, model):
+    """What the model card says beside the experiment."""
     from ssdn_tf.serving import saved_model
-    from ssdn_tf.training import folder
     from ssdn_tf.training.options import Options
 
-    model = predictor.from_run(values.run or folder.newest_run(values.runs))
     path = model.source.path / "history.jsonl"
     history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     options = Options.from_dict(model.source.details["options"])
-    return model, saved_model.run_card(options, model.source.details["position"]["step"], history)
+    return saved_model.run_card(options, model.source.details["position"]["step"], history)
 
 
-def _published(values):
-    """(Predictor, what the model card says beside the experiment) of a published network file."""
-    from ssdn_tf.inference import predictor, published
+def _pretrained(values, model):
+    return {name: model.source.details[name] for name in ("description", "licence", "training", "figures", "limits")}
 
-    model = predictor.from_published(values.official)
+
+def _published(values, model):
+    from ssdn_tf.inference import published
+
     levels = level_flags.read(values, model.experiment.noise)
     if levels:
-        with cli.errors_about(LEVELS[model.experiment.noise].name):
+        with cli.errors_about(level_flags.names_of(model.experiment.noise)[0]):
             model.experiment = published.with_levels(model.experiment, *levels)
     print(model.source.details["licence"])
-    return model, model.source.details
+    return model.source.details

@@ -30,11 +30,12 @@ def names():
 
 def choice(kind=None):
     """The flags of a noise model, or all, as part of a sentence: "--sigma, --lam or --alpha"."""
-    *first, last = (f"--{name}" for name in (NAMES if kind is None else _names(kind)))
+    *first, last = (f"--{name}" for name in (NAMES if kind is None else names_of(kind)))
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def _names(kind):
+def names_of(kind):
+    """The flags of a noise model, by name."""
     return [number.name for number in LEVELS[kind].numbers]
 
 
@@ -47,9 +48,9 @@ def read(values, kind):
         UserError: not legal, or the flag of another noise model is set.
     """
     for name in NAMES:
-        if name not in _names(kind) and values[name].value is not None:
+        if name not in names_of(kind) and values[name].value is not None:
             raise UserError(f"--{name}: expected {choice(kind)} with {kind} noise, received the flag of another noise.")
-    if all(values[name].value is None for name in _names(kind)):
+    if all(values[name].value is None for name in names_of(kind)):
         return None
     pairs = [_read_number(values, number) for number in LEVELS[kind].numbers]
     low, high = zip(*pairs)
@@ -91,7 +92,7 @@ def read_any(values, kinds=tuple(LEVELS)):
     if not given:
         return None
     for kind in kinds:
-        if given == set(_names(kind)):
+        if given == set(names_of(kind)):
             return (kind, *read(values, kind))
     listed = " and ".join(f"--{name}" for name in NAMES if name in given)
     raise UserError(f"expected the level of one noise model, received {listed}.")

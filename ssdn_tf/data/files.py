@@ -181,7 +181,7 @@ def write(path, picture, planes):
         elif suffix in TIFF:
             (_rewrite_tiff if "units" in picture.kept else _write_tiff)(file, picture, planes)
         else:
-            file.write(_encode(path, suffix, picture, _cast(next(planes), picture.dtype)))
+            file.write(_encode(path, suffix, picture, cast(next(planes), picture.dtype)))
         next(planes, None)  # the check that none is left
 
     images.write_whole(path, write_to)
@@ -221,7 +221,7 @@ def _matching(path, picture, planes):
         raise ValueError(f"{path}: expected {total} planes, received more")
 
 
-def _cast(plane, dtype):
+def cast(plane, dtype):
     """An array in another dtype: rounded to integers, clipped to what the dtype holds."""
     if plane.dtype == dtype:
         return plane
@@ -259,7 +259,7 @@ def _write_numpy(file, picture, planes):
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, header)
     for plane in planes:
-        file.write(_cast(plane, picture.dtype).astype(dtype).tobytes())
+        file.write(cast(plane, picture.dtype).astype(dtype).tobytes())
 
 
 def _common_shape(picture):
@@ -479,7 +479,7 @@ def _rewrite_tiff(file, picture, planes):
 def _next_unit(source, number, unit, units, layout, planes):
     """The next planes as a page stores them: [H, W], [H, W, S] or [S, H, W]."""
     page = source.pages.get(number)
-    parts = [_cast(next(planes), _dtype(page)) for _ in range(layout.planes)]
+    parts = [cast(next(planes), _dtype(page)) for _ in range(layout.planes)]
     if layout.carried:
         parts.append(_load_unit(source, number, unit, units, layout)[..., -layout.carried :])
     pixels = _joined(*parts)
@@ -538,6 +538,6 @@ def _write_tiff(file, picture, planes):
         shape = (*picture.shapes[0][:2], picture.shapes[0][-1] + 1)
         options |= dict(extrasamples=["unassalpha"], planarconfig="contig")
     alpha = [kept["alpha"]] if "alpha" in kept else []
-    pages = (_joined(_cast(plane, picture.dtype), *alpha) for plane in planes)
+    pages = (_joined(cast(plane, picture.dtype), *alpha) for plane in planes)
     with tifffile.TiffWriter(file, bigtiff=math.prod(shape) * picture.dtype.itemsize > 2**32 - 2**26) as target:
         target.write(pages, shape=shape, dtype=picture.dtype, **options)

@@ -134,7 +134,7 @@ class Predictor:
         if tile is not None and noisy.shape[0] * noisy.shape[1] > tile**2:
             tiles = tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
         if parameter is _FITTED and not tiles:
-            model = self._sibling("fitted")
+            model, parameter = self._sibling("fitted"), np.zeros(len(LEVELS[self.experiment.noise].numbers))
         elif parameter is _FITTED:
             model, parameter = self._sibling("known"), self.fit([self.pixels(noisy, tile)])
         elif self.experiment.parameter_source == "per_image" and tiles and isinstance(model, keras.Model):
@@ -224,6 +224,11 @@ class Predictor:
         parts = ((tile, ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
         mean = tiling.stitch(parts, *noisy.shape[:2]).mean(dtype=np.float64)
         return float(layer.noise.constrain(ops.convert_to_tensor(mean, "float32")))
+
+    def with_source(self, source):
+        """This predictor with its noise parameter from elsewhere: "known" (it must be told) or "fitted"."""
+        experiment = dataclasses.replace(self.experiment, parameter_source=source)
+        return Predictor(self._sibling(source), experiment, self.source)
 
     def _sibling(self, source):
         """The model with its noise parameter from elsewhere, "known" or "fitted", and the weights of now."""

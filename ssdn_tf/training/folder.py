@@ -36,18 +36,6 @@ def new_run_dir(root, name):
     return root / f"{max(numbers, default=-1) + 1:05d}-{name}"
 
 
-def newest_run(root):
-    """The run below `root` whose checkpoint is newest.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = sorted(pathlib.Path(root).glob("*/checkpoint.npz"), key=lambda p: p.stat().st_mtime)
-    if not found:
-        raise UserError(f"There is no trained run in '{root}'; train one, or name a model.")
-    return found[-1].parent
-
-
 def read_options(run_dir):
     """Options of an existing run.
 

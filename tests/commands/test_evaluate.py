@@ -15,7 +15,6 @@ from PIL import Image
 from ssdn_tf.commands import cli, evaluate
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.evaluation import protocol
-from ssdn_tf.training import folder as runs
 
 TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
 
@@ -126,15 +125,6 @@ def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
         assert call(f"--model={run_dir}", *flags) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and re.search(words, error), error
-    assert call(f"--runs={tmp_path}") == 1
-    assert "no trained run" in capsys.readouterr().err
-
-
-def test_the_newest_run_is_the_default(run_dir, pictures, tmp_path):
-    assert runs.newest_run(run_dir.parent) == run_dir
-    flags = [f"--runs={run_dir.parent}", f"--dataset={pictures}", f"--output={tmp_path}", "--pictures=0"]
-    assert call(*flags) == 0
-    assert results(tmp_path)["run"] == str(run_dir)
 
 
 def test_help_shows_the_flags_in_groups_with_their_defaults(capsys):

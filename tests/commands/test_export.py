@@ -51,7 +51,7 @@ def run_dir(pictures, tmp_path_factory):
 @pytest.fixture(scope="module")
 def saved_model(run_dir, tmp_path_factory):
     output = tmp_path_factory.mktemp("models") / "ssdn"
-    assert call(export.main, f"--run={run_dir}", f"--output={output}") == 0
+    assert call(export.main, f"--model={run_dir}", f"--output={output}") == 0
     return output
 
 
@@ -98,21 +98,11 @@ def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
     assert np.abs(found[0] - found[1]).max() <= 1 and found[0].std() > 0
 
 
-def test_the_bits_of_the_output_can_be_chosen(run_dir, tmp_path, capsys):
-    images.write(tmp_path / "in.png", np.full((32, 32, 3), 30000, np.uint16))
-    flags = [f"--model={run_dir}", "--sigma=25", f"--input={tmp_path / 'in.png'}"]
-    assert call(denoise.main, *flags, f"--output={tmp_path / 'a.png'}", "--bits=8") == 0
-    assert call(denoise.main, *flags, f"--output={tmp_path / 'b.jpg'}") == 0
-    assert images.read(tmp_path / "a.png").dtype == images.read(tmp_path / "b.jpg").dtype == np.uint8
-    assert call(denoise.main, *flags, f"--output={tmp_path / 'c.jpg'}", "--bits=16") == 1
-    assert "expected an --output ending in .png" in capsys.readouterr().err and not (tmp_path / "c.jpg").exists()
-
-
 def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
     name = f"network-00013-{experiment.name}.pickle"
     path = test_published.write(tmp_path, test_published.small_state(experiment), name)
-    assert call(export.main, f"--official={path}", f"--output={tmp_path / 'models'}") == 0
+    assert call(export.main, f"--model={path}", f"--output={tmp_path / 'models'}") == 0
     assert "CC BY-NC 4.0" in capsys.readouterr().out
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
@@ -130,7 +120,7 @@ def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_fr
     monkeypatch.setattr(serving, "_write", only_the_card)
     experiment = experiments.PUBLISHED["gauss25-blindspot-sigma_known"]
     path = test_published.write(tmp_path, test_published.small_state(experiment), "network-00010000.pickle")
-    flags = [f"--official={path}", f"--output={tmp_path / 'models'}"]
+    flags = [f"--model={path}", f"--output={tmp_path / 'models'}"]
     assert call(export.main, *flags) == 0
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert card["name"] == "gauss-blindspot-sigma_known" and "sigma" not in card["noise"]
@@ -138,7 +128,7 @@ def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_fr
     card = json.loads((tmp_path / "models" / "2" / serving.CARD).read_text())
     assert card["name"] == experiment.name and card["noise"]["sigma"] == 25
     named = path.rename(tmp_path / f"network-final-{experiment.name}.pickle")
-    assert call(export.main, f"--official={named}", flags[1], "--sigma=30") == 1
+    assert call(export.main, f"--model={named}", flags[1], "--sigma=30") == 1
     assert "--sigma: expected the noise level of gauss25-blindspot-sigma_known" in capsys.readouterr().err
 
 
@@ -147,12 +137,11 @@ def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
     (tmp_path / "bad.pickle").write_bytes(b"no pickle")
     output = f"--output={tmp_path / 'models'}"
     for flags, words in {
-        (f"--run={run_dir}",): "expected --output=DIR, received none",
-        (f"--run={run_dir}", f"--official={tmp_path / 'file'}", output): "expected --run or --official, received both",
-        (f"--run={tmp_path}", output): "expected the folder of a run",
-        (f"--run={run_dir}", f"--output={tmp_path / 'file'}"): "--output: expected a folder for the versions",
-        (f"--official={tmp_path / 'bad.pickle'}", output): "expected",
-        (f"--official={tmp_path / 'none.pickle'}", output): "none.pickle",
+        (f"--model={run_dir}",): "expected --output=DIR, received none",
+        (f"--model={tmp_path}", output): "expected the folder of a run",
+        (f"--model={run_dir}", f"--output={tmp_path / 'file'}"): "--output: expected a folder for the versions",
+        (f"--model={tmp_path / 'bad.pickle'}", output): "expected",
+        (f"--model={tmp_path / 'none.pickle'}", output): "none.pickle",
         (f"--runs={tmp_path}", output): "no trained run",
     }.items():
         assert call(export.main, *flags) == 1
@@ -164,7 +153,7 @@ def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_script_exports_whatever_backend_is_set(run_dir, tmp_path):
-    command = [sys.executable, str(ROOT / "export" / "savedmodel.py"), f"--run={run_dir}", "--output=models"]
+    command = [sys.executable, str(ROOT / "export" / "savedmodel.py"), f"--model={run_dir}", "--output=models"]
     settings = {"capture_output": True, "text": True, "cwd": tmp_path}
     done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, **settings)
     assert done.returncode == 0, done.stderr

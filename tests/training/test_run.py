@@ -17,7 +17,6 @@ import tensorflow as tf
 from PIL import Image
 
 from ssdn_tf.commands import cli, train, train_flags
-from ssdn_tf.data import images
 from ssdn_tf.data.samples import Samples
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
@@ -469,16 +468,6 @@ def test_a_learned_level_starts_where_it_is_told_to(pictures, tmp_path, level, s
     told = level if start == "estimate" else float(start)
     # The estimate is a median over 64 crops of blocks: a few per cent.
     assert run.learned_level() == pytest.approx(told, rel=0.1 if start == "estimate" else 1e-5)
-
-
-def test_the_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path):
-    with pytest.raises(UserError, match="no trained run"):
-        folder.newest_run(tmp_path)
-    for i, name in enumerate(("00001-b", "00000-a")):
-        images.write_whole(tmp_path / name / "checkpoint.npz", lambda file: file.write(b"x"))
-        os.utime(tmp_path / name / "checkpoint.npz", (i, i))
-    assert folder.newest_run(tmp_path).name == "00000-a"
-    assert folder.new_run_dir(tmp_path, "c").name == "00002-c"
 
 
 @pytest.mark.slow

@@ -1,0 +1,205 @@
+"""Denoises pictures in the units they come in: arrays and files of any dtype, range and number of planes."""
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from ssdn_tf.data import files
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import predictor, pretrained
+from ssdn_tf.noise.levels import LEVELS
+
+_SAMPLED_PLANES = 32  # of a set, for its range of intensities
+_SAMPLED_PIXELS = 2**16  # of each
+_SAME = 0.02  # a kind of noise with less of the variance than this is not mentioned
+
+
+class Denoised(NamedTuple):
+    """Results, in the unit of the input.
+
+    denoised: array of the input's shape; integers keep their dtype, floats become float32 or stay float64.
+    std: float32 array of that shape, the standard deviation of the result; None if the model has none.
+    noise: dict of what was found or given for each picture: "sigma" (std, in 255ths of the range), "lam" (photons at
+        white) or "alpha". A list of dicts for several pictures.
+    """
+
+    denoised: np.ndarray
+    std: np.ndarray | None
+    noise: object
+
+
+class Denoiser:
+    """Denoises planes with the networks that fit them.
+
+    Args:
+        model: what `predictor.load` takes, for all planes; None: the networks of the package for additive noise, in
+            colour or gray as the plane is.
+        level: function (Predictor) -> noise parameter for all planes, or None, where it is fitted to each of them (or
+            comes from the model).
+        tile: see `Predictor.denoise`.
+    """
+
+    def __init__(self, model=None, level=None, tile=predictor.TILE):
+        self._model = model
+        self._level = level or (lambda _: None)
+        self.tile = tile
+        self._parameters = {}  # fitted to a set, by the number of channels
+
+    @functools.cache  # noqa: B019 (one instance lives as long as the command)
+    def predictor(self, channels):
+        """The Predictor for planes with so many channels."""
+        return predictor.load(self._model or pretrained.DEFAULTS[channels])
+
+    def fit_set(self, planes, limits):
+        """Fits one noise parameter to all planes (an iterable of arrays), for those of their number of channels."""
+        pixels = {}
+        for plane in planes:
+            model = self.predictor(plane.shape[-1])
+            pixels.setdefault(plane.shape[-1], []).append(
+                model.pixels(_as_channels(to_unit(plane, limits), model), self.tile)
+            )
+        self._parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
+
+    def plane(self, plane, limits):
+        """Denoises a plane.
+
+        Args:
+            plane: [H,W,C], any real dtype.
+            limits: (black, white), see `measured_range`.
+
+        Returns:
+            (denoised float64 [H,W,C], std float32 [H,W,C] or None, noise dict). The first two in the unit of the plane.
+        """
+        model = self.predictor(plane.shape[-1])
+        parameter = self._parameters.get(plane.shape[-1])
+        parameter = self._level(model) if parameter is None else parameter
+        result = model.denoise(_as_channels(to_unit(plane, limits), model), parameter, self.tile)
+        scale = limits[1] - limits[0]
+        denoised = _channels_of(result.denoised, plane).astype(np.float64) * scale + limits[0]
+        std = result.posterior_std
+        std = None if std is None else _channels_of(std, plane) * np.float32(scale)
+        return denoised, std, noise_found(model.experiment, result.noise_parameter)
+
+
+def to_unit(plane, limits):
+    """A plane in the unit of the networks: float32, black 0 and white 1."""
+    black, white = limits
+    return ((np.asarray(plane, np.float64) - black) / (white - black)).astype(np.float32)
+
+
+def _as_channels(plane, model):
+    channels = model.experiment.channels
+    if plane.shape[-1] == channels:
+        return plane
+    return np.repeat(plane, 3, axis=-1) if channels == 3 else plane.mean(axis=-1, keepdims=True)
+
+
+def _channels_of(result, plane):
+    """The result of a model with other channels, for the channels of the plane."""
+    if result.shape[-1] == plane.shape[-1]:
+        return result
+    return np.repeat(result, 3, axis=-1) if plane.shape[-1] == 3 else result.mean(axis=-1, keepdims=True)
+
+
+def measured_range(planes):
+    """(black, white) of a set of planes of one dtype.
+
+    8 bit: 0 and 255. Floats within -0.5 and 1.5: 0 and 1. 16 bit that reaches the upper half: 0 and 65535. All others
+    (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
+
+    Args:
+        planes: iterable of [H,W,C]; the first 32 are read.
+    """
+    values, dtype = [], None
+    for plane, _ in zip(planes, range(_SAMPLED_PLANES)):
+        dtype = plane.dtype
+        if dtype == np.uint8:
+            return 0.0, 255.0
+        flat = plane.reshape(-1)
+        values.append(flat[:: max(flat.size // _SAMPLED_PIXELS, 1)].astype(np.float64))
+    low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
+    if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
+        return 0.0, 1.0
+    if dtype == np.uint16 and high > 2**15:
+        return 0.0, 65535.0
+    return float(low), float(high if high > low else low + 1.0)
+
+
+def noise_found(experiment, parameter):
+    """{"sigma": 24.8} and the like, of a noise parameter; {} where there is none.
+
+    Of photon and readout noise, one that has less than 2 % of the variance at mid-gray is left out.
+    """
+    if parameter is None:
+        return {}
+    level = LEVELS[experiment.noise]
+    values = dict(zip((number.name for number in level.numbers), level.split(level.to_level(parameter))))
+    if len(values) == 2:
+        gain, readout = parameter
+        parts = {"lam": 0.5 * gain, "sigma": readout**2}
+        most = max(parts.values())
+        values = {name: value for name, value in values.items() if parts[name] > _SAME * most}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def describe(noise):
+    """A dict of `noise_found` in words: "sigma 24.8"."""
+    return ", ".join(f"{name} {value:.3g}" for name, value in noise.items()) or "noise level unknown"
+
+
+def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.TILE):
+    """Denoises an array.
+
+    Args:
+        image: [H,W] gray, [H,W,3] colour, or a stack of them, [N,...,H,W] or [N,...,H,W,3]; a last axis of 3 or 1 is
+            that of the channels. Any real dtype, integer or float.
+        model: a network of the package by its name, a run's folder, a SavedModel or a published file. Default: the
+            network of the package for additive noise, in colour or gray.
+        noise: what is known of the noise, such as {"sigma": 25} (std, in 255ths of the range), {"lam": 30} (photons at
+            white), both, or {"alpha": 0.5}. Default: found by maximum likelihood, for each picture.
+        value_range: (black, white); default: see `measured_range`.
+        tile: pictures of more than tile^2 pixels are denoised in tiles, which bounds the memory.
+
+    Returns:
+        Denoised.
+
+    Raises:
+        UserError: the image is none, has NaN, or the model is none.
+    """
+    image = np.asarray(image)
+    if image.ndim < 2 or not image.size or image.dtype.kind not in "uif":
+        raise UserError(f"expected an image [H,W] or [H,W,3] of numbers, received {image.dtype} {image.shape}.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise UserError("expected finite numbers, received NaN or infinity.")
+    has_channels = image.ndim > 2 and image.shape[-1] in (1, 3)
+    planes = image if has_channels else image[..., None]
+    planes = planes.reshape(-1, *planes.shape[-3:])
+    limits = value_range or measured_range(planes)
+    worker = Denoiser(model, level=noise and (lambda p: parameter_of(noise, p.experiment)), tile=tile)
+    results = [worker.plane(plane, limits) for plane in planes]
+    denoised = np.stack([files.cast(result[0], image.dtype) for result in results]).reshape(image.shape)
+    stds = [result[1] for result in results]
+    std = None if stds[0] is None else np.stack(stds).reshape(image.shape)
+    found = [result[2] for result in results]
+    return Denoised(denoised, std, found[0] if len(found) == 1 else found)
+
+
+def parameter_of(noise, experiment):
+    """The noise parameter of a model from a dict such as {"sigma": 25}.
+
+    Raises:
+        UserError: the model is for another noise, or the number is not legal.
+    """
+    level = LEVELS[experiment.noise]
+    names = [number.name for number in level.numbers]
+    if not noise or set(noise) - set(names):
+        raise UserError(f"noise: expected {' or '.join(names)} for {experiment.name}, received {', '.join(noise)}.")
+    try:
+        for number in level.numbers:
+            if number.name in noise:
+                number.check(noise[number.name])
+    except ValueError as error:
+        raise UserError(f"noise: {error}") from error
+    values = [noise.get(number.name, number.absent) for number in level.numbers]
+    return level.to_parameter(values[0] if len(values) == 1 else values)
