@@ -1,6 +1,7 @@
 """What the commands share: running a main, groups of flags, errors as one sentence."""
 
 import contextlib
+import math
 import os
 import sys
 
@@ -94,3 +95,20 @@ def data_dir_flag(values):
         "data_dir", os.environ.get("SSDN_DATA_DIR"),
         "folder with kodak, BSDS300, Set14 (default: the environment variable SSDN_DATA_DIR)", flag_values=values,
     )  # fmt: skip
+
+
+def parse_range(text):
+    """(black, white) of --range such as "100,4095", or None.
+
+    Raises:
+        UserError: not two numbers, the first below the second.
+    """
+    if text is None:
+        return None
+    try:
+        black, white = (float(part) for part in text.split(","))
+        if not -math.inf < black < white < math.inf:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--range: expected black,white such as 100,4095, received '{text}'.") from None
+    return black, white

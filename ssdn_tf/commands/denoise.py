@@ -62,7 +62,7 @@ def main(values):
     """Flags to files; the exit code."""
     if model_flag.is_list(values):
         return 0
-    limits = _range(values.range)
+    limits = cli.parse_range(values.range)
     pairs = _pairs(values)
     pending = [pair for pair in pairs if values.overwrite or not pair[1].exists() or len(pairs) == 1]
     if not pending:
@@ -203,19 +203,6 @@ def _planes(pictures):
             yield picture[0]
         except UserError:
             continue
-
-
-def _range(text):
-    """(black, white) of --range, or None."""
-    if text is None:
-        return None
-    try:
-        black, white = (float(part) for part in text.split(","))
-        if not -np.inf < black < white < np.inf:
-            raise ValueError
-    except ValueError:
-        raise UserError(f"--range: expected black,white such as 100,4095, received '{text}'.") from None
-    return black, white
 
 
 def _measured(work, pictures):

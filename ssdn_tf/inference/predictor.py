@@ -161,7 +161,11 @@ class Predictor:
         for part in parts:
             mu_x, sigma_x = self._prior.predict_on_batch(part[None])
             found.append(fitting.thin(part[None], np.asarray(mu_x), np.asarray(sigma_x)))
-        return tuple(np.concatenate([np.reshape(a, (-1, *a.shape[3:])) for a in arrays]) for arrays in zip(*found))
+        noisy, mu_x, sigma_x = (
+            np.concatenate([np.reshape(a, (-1, *a.shape[3:])) for a in arrays]) for arrays in zip(*found)
+        )
+        lit = ops.convert_to_numpy(fitting.is_lit(mu_x[None]))[0]
+        return noisy[lit], mu_x[lit], sigma_x[lit]
 
     def fit(self, pixels, noise=None):
         """The maximum-likelihood noise parameter of a set of pictures that were taken alike.

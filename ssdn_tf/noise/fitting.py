@@ -28,7 +28,22 @@ def thin(*arrays):
     return tuple(array[:, ::step, ::step] for array in arrays)
 
 
-def variance_weights(residual, sigma_x, basis, ranges):
+def is_lit(mu_x):
+    """Which pixels a fit reads, [..., C] to bool [...]: those where the prior mean of each channel is at least 0.05.
+
+    In a channel near black a network may say less than 0. The variance of photon noise there is far too small then,
+    and a few pixels would decide the fit. This looks at the prior only, so it prefers no noise. Where fewer than a
+    tenth of the pixels are left, all are read.
+    """
+    lit = ops.all(mu_x >= _LEAST_LIT, axis=-1)
+    share = ops.mean(ops.cast(lit, mu_x.dtype), axis=tuple(range(1, len(lit.shape))), keepdims=True)
+    return ops.logical_or(lit, share < 0.1)
+
+
+_LEAST_LIT = 0.05
+
+
+def variance_weights(residual, sigma_x, basis, ranges, used=None):
     """Weights w that maximise the likelihood of residuals ~ N(0, sigma_x + diag(basis w)).
 
     Fisher scoring, a fixed number of steps, each of which is shortened until it helps. A weight that would leave its
@@ -39,6 +54,7 @@ def variance_weights(residual, sigma_x, basis, ranges):
         sigma_x: float [N, H, W, C, C].
         basis: float [N, H, W, C, P], at least 0; P = 1 or 2.
         ranges: (lowest, highest) for each weight, above 0.
+        used: bool [N, H, W], which pixels count; default all.
 
     Returns:
         float [N, 1, 1, P].
@@ -48,6 +64,12 @@ def variance_weights(residual, sigma_x, basis, ranges):
     residual = ops.reshape(residual, (count, -1, channels))
     sigma_x = ops.reshape(sigma_x, (count, -1, channels, channels))
     basis = ops.reshape(basis, (count, -1, channels, size))
+    if used is not None:
+        # What is left out adds a constant to the likelihood.
+        used = ops.reshape(used, (count, -1, 1))
+        residual = ops.where(used, residual, 1.0)
+        sigma_x = ops.where(used[..., None], sigma_x, ops.eye(channels, dtype=sigma_x.dtype))
+        basis = ops.where(used[..., None], basis, 0.0)
     low, high = (ops.convert_to_tensor(ends, residual.dtype) for ends in zip(*ranges))
 
     def step(_, weights):

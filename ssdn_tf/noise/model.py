@@ -109,7 +109,9 @@ class AdditiveNoise(NoiseModel):
 
     def fit(self, noisy, prior):
         """Maximum-likelihood parameter of each picture, given the network's prior: [N,1,1,P]. See `noise.fitting`."""
-        weights = fitting.variance_weights(noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self._weight_range())
+        weights = fitting.variance_weights(
+            noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self._weight_range(), fitting.is_lit(prior.mu_x)
+        )
         return self.from_weights(weights)
 
     def _weight_range(self):

@@ -1,0 +1,171 @@
+"""Which noise is it? Each noise model fitted to a set of pictures, and what makes the method not apply."""
+
+import dataclasses
+import math
+
+import numpy as np
+from keras import ops
+
+from ssdn_tf.noise import registry
+from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.prior import Prior
+
+FAMILIES = ("gaussian", "poisson", "poisson_gaussian", "impulse")
+# A noise model with one number more must be better by this, in nats a pixel: what chance and small faults of the
+# prior bring is less (measured on photographs that are not in the tests).
+PENALTY = 1e-3
+CORRELATED = 0.1  # of neighbouring noise, from which on the noise is called correlated
+CLIPPED = 0.01  # share of pixels at black or white, from which on the noise is called clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """One noise model at its best.
+
+    kind: key of `noise.registry.MODELS`.
+    parameter: float or tuple.
+    error: standard error of each number of the parameter, if the pixels are independent; NaN where the likelihood is
+        flat, as where a kind of noise is not there.
+    log_likelihood: mean a pixel, in nats.
+    """
+
+    kind: str
+    parameter: object
+    error: tuple
+    log_likelihood: float
+
+    def describe(self):
+        """ "lam 49.5 +- 0.6, sigma 9.0 +- 0.3"."""
+        level = LEVELS[self.kind]
+        parts = []
+        for number, value, error in zip(level.numbers, level.split(self.parameter), self.error):
+            shown = number.to_level(value)
+            if shown is None:
+                continue
+            # The level of a gain g is 1 / g, with the error of g over g^2.
+            error = error / value**2 if number.gain else abs(number.to_level(error)) if number.scale != 1 else error
+            parts.append(f"{number.name} {shown:.3g}" + ("" if math.isnan(error) else f" +- {error:.1g}"))
+        return ", ".join(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What is known of the noise of a set.
+
+    fits: a Fit for each of FAMILIES, best first.
+    correlation: of the residuals of horizontal and vertical neighbours.
+    clipped: shares of the pixels at black and at white.
+    channels: for colour, the ratio of the largest to the smallest noise std of a channel; 1 for gray.
+    """
+
+    fits: list
+    correlation: tuple
+    clipped: tuple
+    channels: float
+
+    @property
+    def best(self):
+        return self.fits[0]
+
+    def warnings(self):
+        """Sentences about what the method cannot deal with."""
+        # Replaced pixels are so large that they correlate by chance.
+        impulses = self.best.kind == "impulse" and self.best.parameter > 0.02
+        if max(self.correlation) > CORRELATED and not impulses:
+            yield (
+                "the noise of neighbouring pixels is correlated ({:.2f} horizontally, {:.2f} vertically), so the "
+                "method does not apply; raw pictures, before demosaicking, scaling and JPEG, do better."
+            ).format(*self.correlation)
+        black, white = self.clipped
+        # No photons at all are black too.
+        if max(0.0 if self.best.kind == "poisson" else black, white) > CLIPPED:
+            yield (
+                "{:.1%} of the pixels are black and {:.1%} white: noise that is cut off there is not in the model, and "
+                "levels are too low."
+            ).format(black, white)
+        if self.channels > 1.5:
+            yield f"the noise of the colours differs by a factor of {self.channels:.1f}; one level is found for all."
+
+
+def diagnose(predictor, pictures, tile):
+    """Diagnosis of pictures that were taken alike.
+
+    Args:
+        predictor: a Predictor for additive noise.
+        pictures: list of float32 [H,W,C] in the unit of the network.
+        tile: see `Predictor.denoise`.
+    """
+    pixels = [predictor.pixels(picture, tile) for picture in pictures]
+    together = [np.concatenate(arrays)[None, None].astype(np.float64) for arrays in zip(*pixels)]
+    fits = [_fit(predictor, kind, pixels, together) for kind in FAMILIES]
+    fits.sort(key=lambda fit: fit.log_likelihood - PENALTY * np.size(fit.parameter), reverse=True)
+    correlation = np.mean([_correlation(picture) for picture in pictures], axis=0)
+    values = np.concatenate([picture.reshape(-1) for picture in pictures])
+    clipped = (float(np.mean(values <= values.min())), float(np.mean(values >= values.max())))
+    return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(together))
+
+
+def _fit(predictor, kind, pixels, together):
+    noise = registry.make(kind, **({"likelihood": "mixture"} if kind == "impulse" else {}))
+    parameter = predictor.fit(pixels, noise)
+    noisy, mu_x, sigma_x = together
+    constant = 0.5 * noisy.shape[-1] * math.log(2 * math.pi)
+
+    def log_likelihood(values):
+        array = ops.convert_to_tensor(np.reshape(values, (1, 1, 1, -1)), "float64")
+        nll = noise.marginal_nll(noisy, Prior(mu_x, sigma_x), array)
+        return -float(np.mean(ops.convert_to_numpy(nll))) - constant
+
+    values = np.atleast_1d(parameter).astype(np.float64)
+    error = _standard_errors(log_likelihood, values, noisy.shape[2])
+    return Fit(kind, parameter, tuple(error), log_likelihood(values))
+
+
+def _standard_errors(log_likelihood, values, count):
+    """Square roots of the diagonal of the inverse information, from second differences."""
+    steps = 0.02 * np.maximum(values, 1e-3)
+    size = len(values)
+    at = lambda *moves: log_likelihood(np.maximum(values + sum(moves, np.zeros(size)), 1e-9))
+    middle, hessian = at(), np.empty((size, size))
+    for i in range(size):
+        e = np.eye(size)[i] * steps
+        hessian[i, i] = (at(e) + at(-e) - 2 * middle) / steps[i] ** 2
+        for j in range(i):
+            f = np.eye(size)[j] * steps
+            hessian[i, j] = hessian[j, i] = (at(e, f) + at(-e, -f) - at(e, -f) - at(-e, f)) / (4 * steps[i] * steps[j])
+    with np.errstate(invalid="ignore"):
+        try:
+            return np.sqrt(np.diag(np.linalg.inv(-count * hessian)))
+        except np.linalg.LinAlgError:
+            return np.full(size, np.nan)
+
+
+def _correlation(picture):
+    """Correlation of neighbouring noise, (horizontal, vertical), from the diagonal details of the flattest blocks.
+
+    In flat regions, second differences along one axis of white noise have a correlation with the same differences one
+    pixel aside (across that axis) of 0, and correlated noise has its own there.
+    """
+    gray = picture.mean(axis=-1) if picture.shape[-1] == 1 else picture[..., 1]
+    return _across(gray.T), _across(gray)
+
+
+def _across(gray):
+    """Correlation between the rows above each other of second differences along the rows, in flat regions."""
+    if min(gray.shape) < 8:
+        return 0.0
+    d = gray[:, 2:] - 2 * gray[:, 1:-1] + gray[:, :-2]
+    energy = d[1:] ** 2 + d[:-1] ** 2
+    flat = energy <= np.median(energy)
+    above, below = d[:-1][flat], d[1:][flat]
+    most = np.sqrt(np.mean(above**2) * np.mean(below**2))
+    return float(np.mean(above * below) / most) if most > 0 else 0.0
+
+
+def _channel_ratio(together):
+    noisy, mu_x, sigma_x = (array[0, 0] for array in together)
+    if noisy.shape[-1] == 1:
+        return 1.0
+    excess = np.mean((noisy - mu_x) ** 2, axis=0) - np.mean(np.diagonal(sigma_x, axis1=-2, axis2=-1), axis=0)
+    excess = np.maximum(excess, 1e-6)
+    return float(np.sqrt(excess.max() / excess.min()))
