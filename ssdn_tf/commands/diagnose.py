@@ -52,7 +52,7 @@ def main(values):
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:
         print(f"{fit.kind:18}{fit.log_likelihood:15.4f}  {fit.describe()}")
-    print(f"\n{_sentence(found)}")
+    print("\nNo noise model applies." if found.is_correlated else f"\n{_sentence(found)}")
     for warning in found.warnings():
         images.warn(warning)
     return 0

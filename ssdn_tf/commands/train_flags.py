@@ -151,7 +151,7 @@ def _optimization(values):
         **define,
     )
     flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, **define)
-    flags.DEFINE_string("warm_start", "", "run whose weights to start from", **define)
+    flags.DEFINE_string("warm_start", "", "run, or network of the package, whose weights to start from", **define)
 
 
 def _run(values):

@@ -40,7 +40,8 @@ class Fit:
         parts = []
         for number, value, error in zip(level.numbers, level.split(self.parameter), self.error):
             shown = number.to_level(value)
-            if shown is None:
+            # With an error as large as itself, it is not there.
+            if shown is None or (len(level.numbers) > 1 and error > value):
                 continue
             # The level of a gain g is 1 / g, with the error of g over g^2.
             error = error / value**2 if number.gain else abs(number.to_level(error)) if number.scale != 1 else error
@@ -67,11 +68,16 @@ class Diagnosis:
     def best(self):
         return self.fits[0]
 
-    def warnings(self):
-        """Sentences about what the method cannot deal with."""
+    @property
+    def is_correlated(self):
+        """True if the noise of neighbouring pixels is correlated."""
         # Replaced pixels are so large that they correlate by chance.
         impulses = self.best.kind == "impulse" and self.best.parameter > 0.02
-        if max(self.correlation) > CORRELATED and not impulses:
+        return max(self.correlation) > CORRELATED and not impulses
+
+    def warnings(self):
+        """Sentences about what the method cannot deal with."""
+        if self.is_correlated:
             yield (
                 "the noise of neighbouring pixels is correlated ({:.2f} horizontally, {:.2f} vertically), so the "
                 "method does not apply; raw pictures, before demosaicking, scaling and JPEG, do better."
@@ -80,9 +86,9 @@ class Diagnosis:
         # No photons at all are black too.
         if max(0.0 if self.best.kind == "poisson" else black, white) > CLIPPED:
             yield (
-                "{:.1%} of the pixels are black and {:.1%} white: noise that is cut off there is not in the model, and "
-                "levels are too low."
-            ).format(black, white)
+                f"{black:.1%} of the pixels are black and {white:.1%} white: noise that is cut off there is not in the "
+                "model, and levels are too low."
+            )
         if self.channels > 1.5:
             yield f"the noise of the colours differs by a factor of {self.channels:.1f}; one level is found for all."
 

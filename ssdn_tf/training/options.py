@@ -58,7 +58,7 @@ class Options:
     start, rate: of a learned noise parameter (`parameters.GlobalParameter`); start "estimate" takes a robust estimate
         from noisy crops, "published" raw 0, a number is a level.
     validation: "held_out", "none", or the name of a set (`evaluation.protocol.image_set`).
-    warm_start: run or published file whose weights to start from, or "".
+    warm_start: run, or network of the package, whose weights to start from, or "".
     precision: of the network's arithmetic in training, "float32" or "bfloat16"; weights and likelihood are float32
         or better.
     """

@@ -11,7 +11,7 @@ from keras import ops
 
 from ssdn_tf.data import batches
 from ssdn_tf.data.samples import ImageStore
-from ssdn_tf.inference import checkpoints
+from ssdn_tf.inference import checkpoints, pretrained
 from ssdn_tf.training import build, callbacks, distribution, folder
 from ssdn_tf.training.reports import History, Validation, progress_line
 
@@ -83,7 +83,7 @@ class Run:
     def _claim(self, options):
         if not self.devices.is_chief:
             return contextlib.ExitStack(), options
-        if options.warm_start and not self.checkpoint.exists():
+        if options.warm_start and not self.checkpoint.exists() and not pretrained.weights(options.warm_start):
             folder.read_options(options.warm_start)
         return folder.claim(self.run_dir, options)
 
@@ -116,8 +116,11 @@ class Run:
                 saved = checkpoints.load(self.checkpoint, self.variables)
                 self.position = callbacks.Position(**saved)
             elif self.options.warm_start:
-                path = pathlib.Path(self.options.warm_start) / "checkpoint.npz"
+                start = self.options.warm_start
+                path = pretrained.weights(start) or pathlib.Path(start) / "checkpoint.npz"
                 checkpoints.load_weights(path, self.denoiser.inference)
+                for variable, average in zip(self.denoiser.training.trainable_variables, self.optimizer.averages):
+                    average.assign(variable.numpy())
 
     def _open_history(self):
         if self.devices.is_chief:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import test_predictor
+import tifffile
 from PIL import Image
 
 from ssdn_tf.commands import cli, denoise
@@ -51,19 +52,97 @@ def test_the_output_is_what_the_predictor_says(run_dir, tmp_path):
     assert not np.array_equal(found, images.read(tmp_path / "out.png"))  # control: the level matters
 
 
+def write_pictures(folder, count=3, side=24):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("sub" if i == 0 else "") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(path)
+    return folder
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_folder_becomes_a_folder_and_the_same_command_goes_on(run_dir, tmp_path, capsys):
+    source, target = write_pictures(tmp_path / "in"), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25"]
+    assert call(*flags) == 0
+    assert names(target) == names(source) == ["1.png", "2.png", "sub/0.png"]
+    before = {name: (target / name).read_bytes() for name in names(target)}
+    (target / "1.png").unlink()
+    stamp = (target / "2.png").stat().st_mtime_ns
+    assert call(*flags) == 0
+    assert {name: (target / name).read_bytes() for name in names(target)} == before
+    assert (target / "2.png").stat().st_mtime_ns == stamp  # what was there is not made again
+    capsys.readouterr()
+    assert call(*flags) == 0 and "all 3 pictures are there already" in capsys.readouterr().out
+    assert call(*flags, "--overwrite") == 0 and (target / "2.png").stat().st_mtime_ns > stamp
+
+
+def test_one_bad_file_is_named_and_the_others_are_done(run_dir, tmp_path, capsys):
+    source, target = write_pictures(tmp_path / "in"), tmp_path / "out"
+    (source / "1.png").write_bytes((source / "1.png").read_bytes()[:300])
+    (source / "empty.png").write_bytes(b"")
+    assert call(f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25") == 1
+    error = capsys.readouterr().err
+    assert "left out" in error and "1.png" in error and "empty.png" in error
+    assert error.splitlines()[-1] == "error: 2 of 4 pictures could not be denoised; see above."
+    assert names(target) == ["2.png", "sub/0.png"]
+
+
+def test_a_stack_keeps_its_pages_and_gets_stds_and_a_preview(run_dir, tmp_path, capsys):
+    stack = np.random.default_rng(1).normal(0.5, 0.2, (3, 20, 24)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack", description="mine")
+    flags = [f"--input={tmp_path / 'in.tif'}", f"--output={tmp_path / 'out.tif'}", "--uncertainty", "--preview"]
+    assert call(f"--model={run_dir}", "--sigma=25", *flags) == 0
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        assert file.asarray().shape == stack.shape and file.asarray().dtype == np.float32
+        assert "mine" in file.pages[0].description
+        assert not np.array_equal(file.asarray(), stack)
+    stds = tifffile.imread(tmp_path / "out-std.tif")
+    assert stds.shape == stack.shape and (stds > 0).all()
+    with Image.open(tmp_path / "out-preview.png") as image:
+        assert image.size == (3 * 24, 20)
+    assert "3 planes of 24x20, sigma 25" in capsys.readouterr().out
+
+
+def test_the_range_is_said_and_can_be_given(run_dir, tmp_path, capsys):
+    pixels = np.random.default_rng(2).integers(100, 900, (24, 24), np.uint16)
+    tifffile.imwrite(tmp_path / "in.tif", pixels)
+    flags = [f"--model={run_dir}", f"--input={tmp_path / 'in.tif'}", f"--output={tmp_path / 'out.tif'}", "--sigma=25"]
+    assert call(*flags) == 0 and "Range: black 10" in capsys.readouterr().out
+    measured = tifffile.imread(tmp_path / "out.tif")
+    assert call(*flags, "--range=0,65535") == 0
+    assert not np.array_equal(measured, tifffile.imread(tmp_path / "out.tif"))
+    for text in ("5", "9,5", "a,b", "0,inf"):
+        assert call(*flags, f"--range={text}") == 1 and "--range: expected black,white" in capsys.readouterr().err
+
+
+def test_one_level_for_the_set(run_dir, tmp_path, capsys):
+    source = write_pictures(tmp_path / "in")
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", "--noise_from=set"]
+    assert call(*flags) == 0
+    levels = {line.rsplit("sigma ", 1)[1] for line in capsys.readouterr().out.splitlines() if "sigma" in line}
+    assert len(levels) == 1
+
+
 def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsys):
-    source = tmp_path / "in.png"
+    source, folder = tmp_path / "in.png", tmp_path / "folder"
     Image.fromarray(np.full((32, 32, 3), 120, np.uint8)).save(source)
-    before = source.read_bytes()
+    write_pictures(folder, 1)
+    before, there = source.read_bytes(), names(tmp_path)
     output = f"--output={tmp_path / 'x.png'}"
     for flags, words in {
         (f"--input={source}", f"--output={source}", "--sigma=25"): "--output must differ from --input.",
-        (f"--input={source}",): "expected --output=FILE, received none",
-        (output,): "expected --input=FILE, received none",
+        (f"--input={folder}", f"--output={folder}"): "--output must differ from --input.",
+        (f"--input={folder}", f"--output={folder / 'out'}"): "--output: expected a folder outside of --input",
+        (f"--input={folder}", f"--output={source}"): "--output: expected a folder for the pictures of a folder",
+        (f"--input={source}",): "expected --output=FILE or FOLDER, received none",
+        (output,): "expected --input=FILE or FOLDER, received none",
         (f"--input={source}", f"--output={tmp_path / 'x.doc'}", "--sigma=25"): "--output: expected a name ending in",
-        (f"--input={source}", f"--output={tmp_path / 'x.jpg'}", "--bits=16"): "--bits=16: expected an --output",
-        (f"--input={tmp_path / 'no.png'}", output): "cannot be read",
-        (f"--input={source}", output): "expected --sigma between 5 and 50, as the model must be told the noise level",
+        (f"--input={tmp_path / 'no.png'}", output): "does not exist",
         (f"--input={source}", output, "--sigma=5,9"): "received a range",
         (f"--input={source}", output, "--tile=640"): "--tile: expected a tile side that is a multiple of 32 from 672",
         (f"--input={source}", output, "--lam=3"): "--lam: expected --sigma",
@@ -71,7 +150,7 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
         assert call(f"--model={run_dir}", *flags) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1 and words in error, error
-    assert source.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+    assert source.read_bytes() == before and names(tmp_path) == there
 
 
 def test_a_level_for_a_model_that_needs_none_is_a_warning(tmp_path, capsys):
@@ -80,6 +159,13 @@ def test_a_level_for_a_model_that_needs_none_is_a_warning(tmp_path, capsys):
     images.write(tmp_path / "in.png", np.full((9, 9, 1), 100, np.uint8))
     flags = [f"--model={run}", f"--input={tmp_path / 'in.png'}", f"--output={tmp_path / 'out.png'}"]
     assert call(*flags, "--sigma=25") == 0
-    assert "warning: --sigma has no effect: gauss25-n2c-mono needs no noise level." in capsys.readouterr().err
+    assert "warning: --sigma has no effect: gauss25-n2c-mono finds the noise level itself" in capsys.readouterr().err
     assert call(*flags) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_the_networks_of_the_package_are_listed_and_the_default(tmp_path, capsys):
+    assert call("--model=list") == 0 and "additive-rgb" in capsys.readouterr().out
+    write_pictures(tmp_path / "in", 1)
+    assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}") == 0
+    assert names(tmp_path / "out") == ["sub/0.png"] and "sigma" in capsys.readouterr().out

@@ -1,0 +1,110 @@
+"""Arrays of any dtype and range in, the same out."""
+
+import numpy as np
+import pytest
+import test_predictor
+
+import ssdn_tf
+from ssdn_tf.denoisers.experiments import Experiment
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import pictures, predictor
+
+ADDITIVE = {"noise": "additive", "low": (5.0, 1.0), "high": (200.0, 50.0), "width": 2, "network": "compact"}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A small network for each number of channels."""
+    found = {}
+    for channels in (3, 1):
+        experiment = Experiment(channels=channels, **ADDITIVE)
+        found[channels] = predictor.Predictor(test_predictor.built(experiment), experiment)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small(models, monkeypatch):
+    monkeypatch.setattr(predictor, "load", lambda name: models[1 if "gray" in str(name) else 3])
+
+
+def image(dtype, shape, low=0, high=255):
+    return np.random.default_rng(0).uniform(low, high, shape).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "dtype, shape",
+    [("uint8", (20, 17)), ("uint8", (9, 11, 3)), ("uint16", (2, 9, 11)), ("int16", (9, 11)), ("float32", (2, 9, 11, 3)),
+     ("float64", (9, 11, 1))],
+)  # fmt: skip
+def test_shape_and_dtype_are_kept(dtype, shape):
+    result = ssdn_tf.denoise(image(dtype, shape))
+    assert result.denoised.shape == result.std.shape == shape and result.denoised.dtype == dtype
+    count = np.prod(shape[:-3] if len(shape) > 3 else shape[:-2] if shape[-1] not in (1, 3) else 1)
+    assert (len(result.noise) if isinstance(result.noise, list) else 1) == count
+    assert np.isfinite(result.std).all()
+
+
+def test_the_result_is_the_predictors_in_the_unit_of_the_image(models):
+    pixels = image("float64", (16, 16, 3), 100, 900)
+    result = ssdn_tf.denoise(pixels, value_range=(100, 900), noise={"sigma": 25})
+    expected = models[3].denoise(((pixels - 100) / 800).astype(np.float32), (0.0, 25 / 255))
+    np.testing.assert_allclose(result.denoised, expected.denoised * 800 + 100, rtol=1e-5)
+    np.testing.assert_allclose(result.std, expected.posterior_std * 800, rtol=1e-5)
+    assert result.noise == {"sigma": pytest.approx(25)}
+    other = ssdn_tf.denoise(pixels, value_range=(100, 900), noise={"sigma": 50})
+    assert np.abs(other.denoised - result.denoised).max() > 1  # control: the level matters
+
+
+@pytest.mark.parametrize(
+    "pixels, expected",
+    [
+        (image("uint8", (8, 8, 1), 3, 9), (0, 255)),
+        (image("float32", (8, 8, 1), -0.1, 1.1), (0, 1)),
+        (image("uint16", (8, 8, 1), 0, 65535), (0, 65535)),
+        (np.array([[[100]], [[4000]]], "uint16"), (100, 4000)),
+        (np.array([[[-7.0]], [[7.0]]]), (-7, 7)),
+        (np.full((4, 4, 1), 500, "uint16"), (500, 501)),
+    ],
+)
+def test_the_range_is_measured(pixels, expected):
+    assert pictures.measured_range([pixels]) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_noise_that_is_found_is_named_without_what_is_not_there():
+    experiment = Experiment(**ADDITIVE)
+    assert pictures.noise_found(experiment, (0.02, 0.1)) == pytest.approx({"lam": 50, "sigma": 25.5})
+    assert pictures.noise_found(experiment, (1e-6, 0.1)) == pytest.approx({"sigma": 25.5})
+    assert pictures.noise_found(experiment, (0.02, 1e-3)) == pytest.approx({"lam": 50})
+    assert pictures.describe({"lam": 50.0, "sigma": 25.5}) == "lam 50, sigma 25.5"
+
+
+def test_a_set_can_have_one_noise_level(models):
+    worker = pictures.Denoiser()
+    planes = [image("float32", (24, 24, 3), 0, 1), image("float32", (24, 24, 3), 0.4, 0.6)]
+    alone = [worker.plane(plane, (0, 1))[2] for plane in planes]
+    worker.fit_set(planes, (0, 1))
+    together = [worker.plane(plane, (0, 1))[2] for plane in planes]
+    assert together[0] == together[1] and alone[0] != alone[1]
+
+
+@pytest.mark.parametrize(
+    "wrong, options, words",
+    [
+        (np.zeros(5), {}, r"expected an image \[H,W\]"),
+        (np.zeros((0, 5)), {}, r"expected an image \[H,W\]"),
+        (np.full((4, 4), np.nan), {}, "expected finite numbers"),
+        (np.array([["a", "b"]]), {}, "of numbers"),
+        (np.zeros((4, 4)), {"noise": {"alpha": 0.5}}, "noise: expected lam or sigma"),
+        (np.zeros((4, 4)), {"noise": {"sigma": -1}}, "noise: expected a number between 0 and 255"),
+    ],
+)
+def test_wrong_input_gets_a_sentence(wrong, options, words):
+    with pytest.raises(UserError, match=words):
+        ssdn_tf.denoise(wrong, **options)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (5, 5)])
+@pytest.mark.parametrize("value", [0, 255])
+def test_pictures_with_nothing_in_them_are_finite(shape, value):
+    result = ssdn_tf.denoise(np.full(shape, value, np.uint8))
+    assert np.isfinite(result.denoised).all() and np.isfinite(result.std).all()

@@ -1,0 +1,110 @@
+"""The networks that the package brings: cards, blindness, and what they do on a picture."""
+
+import numpy as np
+import pytest
+from support import array
+
+from ssdn_tf.data import images, samples
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import diagnosis, predictor, pretrained
+from ssdn_tf.noise.registry import MODELS
+
+every_network = pytest.mark.parametrize("name", pretrained.names())
+
+
+@pytest.fixture(scope="module")
+def coffee():
+    """The middle of a photograph that no training has seen, 192x256."""
+    pixels = images.to_float(images.read(samples.sample_photographs()[1][0]))
+    return pixels[100:292, 150:406]
+
+
+def test_the_default_networks_are_there():
+    assert set(pretrained.DEFAULTS.values()) <= set(pretrained.names())
+
+
+@every_network
+def test_a_card_says_where_a_network_comes_from(name):
+    card = pretrained.card(name)
+    assert card["name"] == name and card["licence"] == "Apache-2.0" and card["limits"]
+    assert card["training"]["data"] and card["training"]["command"].startswith("python train.py ")
+    assert card["training"]["crops"] > 1_000 and card["training"]["hours"] > 0
+    assert name in pretrained.table() and card["description"] in pretrained.table()
+    assert (pretrained.FOLDER / f"{name}.npz").stat().st_size < 2e6
+
+
+def test_an_unknown_name_gets_the_list():
+    with pytest.raises(UserError, match="expected one of .*additive-rgb.*, received 'other'"):
+        pretrained.card("other")
+
+
+@every_network
+def test_a_network_is_blind_at_all_phases_of_its_grid(name):
+    """Exactly: what it says of a pixel does not change with that pixel, at odd sizes too. What it says of the
+    neighbours does."""
+    model = predictor.load(name)
+    channels, rng = model.experiment.channels, np.random.default_rng(0)
+    picture = rng.random((1, 21, 19, channels)).astype(np.float32)
+    model = model.model.get_layer("unet")
+    before = array(model(picture))
+    for phase in range(64):
+        row, column = 5 + phase // 8, 4 + phase % 8
+        changed = picture.copy()
+        changed[0, row, column] += 0.5
+        moved = np.abs(array(model(changed)) - before).max(axis=-1)[0]
+        assert moved[row, column] == 0.0
+        assert moved[row, column - 1] > 0 and moved[row - 1, column] > 0
+
+
+def test_the_network_for_colour_denoises_and_finds_the_noise(coffee):
+    model = predictor.load("additive-rgb")
+    noisy = MODELS["gaussian"]().corrupt(coffee, 25 / 255, np.random.default_rng(0))
+    known, fitted = model.denoise(noisy, (0.0, 25 / 255)), model.denoise(noisy)
+    gain, readout = fitted.noise_parameter
+    assert readout == pytest.approx(25 / 255, rel=0.05) and gain < 0.005
+    errors = [np.mean((image - coffee) ** 2) for image in (noisy, known.denoised, fitted.denoised)]
+    assert errors[1] < errors[0] / 6 and errors[2] < 1.02 * errors[1]
+
+
+def test_tiles_get_the_noise_of_the_whole_picture(coffee):
+    model = predictor.load("additive-rgb")
+    noisy = MODELS["gaussian"]().corrupt(coffee, 25 / 255, np.random.default_rng(0))
+    whole, tiles = model.denoise(noisy), model.denoise(noisy, tile=168)
+    assert tiles.noise_parameter[1] == pytest.approx(whole.noise_parameter[1], rel=0.02)
+    assert np.abs(tiles.denoised - whole.denoised).max() < 5e-3
+    told = model.denoise(noisy, whole.noise_parameter, tile=168)
+    assert np.abs(told.denoised - whole.denoised).max() < 1e-5
+
+
+NOISES = {
+    "gaussian": 25 / 255,
+    "poisson": 30.0,
+    "poisson_gaussian": (1 / 50, 15 / 255),
+    "impulse": 0.2,
+}
+
+
+@pytest.mark.parametrize("kind, parameter", NOISES.items(), ids=NOISES)
+def test_the_noise_model_is_recognized(coffee, kind, parameter):
+    model = predictor.load("additive-rgb")
+    noisy = MODELS[kind]().corrupt(coffee, parameter, np.random.default_rng(1))
+    found = diagnosis.diagnose(model, [noisy], 1536)
+    assert found.best.kind == kind and not found.is_correlated, found
+    # Within 10 %, or three of the stated standard errors and 5 % for what the network does not know.
+    values, truth, error = map(np.atleast_1d, (found.best.parameter, parameter, found.best.error))
+    assert (np.abs(values - truth) < 3 * error + 0.07 * truth).all(), found.best
+    assert found.best.log_likelihood > found.fits[-1].log_likelihood + 0.1
+
+
+def test_correlated_and_clipped_noise_get_a_warning(coffee):
+    model = predictor.load("additive-rgb")
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal((coffee.shape[0] + 1, coffee.shape[1] + 1, 3))
+    smooth = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 4
+    found = diagnosis.diagnose(model, [(coffee + 0.1 * smooth).astype(np.float32)], 1536)
+    assert found.is_correlated and "correlated" in next(found.warnings())
+    clipped = np.clip(coffee + 0.1 * noise[1:, 1:], 0, 1).astype(np.float32)
+    assert any("cut off" in sentence for sentence in diagnosis.diagnose(model, [clipped], 1536).warnings())
+    # The control: white noise that is not clipped.
+    white = (coffee + 0.1 * noise[1:, 1:]).astype(np.float32)
+    assert not list(diagnosis.diagnose(model, [white], 1536).warnings())
