@@ -8,7 +8,7 @@ import tqdm
 from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
-from ssdn_tf.data import files, images
+from ssdn_tf.data import files, images, planes
 from ssdn_tf.errors import UserError
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
@@ -76,7 +76,7 @@ def main(values):
     _check_model(values, worker, pictures)
     limits = limits or _measured(work, [picture for picture, _ in pictures])
     if values.noise_from == "set":
-        worker.fit_set(_planes([picture for picture, _ in pictures]), limits)
+        worker.fit_set(_first_planes([picture for picture, _ in pictures]), limits)
     done = 0
     bar = tqdm.tqdm(pictures, unit="picture", disable=len(pictures) == 1)
     for picture, target in bar:
@@ -134,7 +134,7 @@ def _summary(work, noises):
 
 def _preview(work, plane, denoised, std, limits, side=320):
     """uint8 [h,w,3]: the middle of noisy | denoised | std (white: a tenth of the range)."""
-    panels = [work.to_unit(plane, limits), work.to_unit(denoised, limits)]
+    panels = [planes.to_unit(plane, limits), planes.to_unit(denoised, limits)]
     if std is not None:
         panels.append(10 * std / (limits[1] - limits[0]))
     top, left = (max(0, (length - side) // 2) for length in plane.shape[:2])
@@ -196,7 +196,7 @@ def _read(pairs):
             images.warn(f"left out {error}")
 
 
-def _planes(pictures):
+def _first_planes(pictures):
     """The first plane of each picture; damaged ones are left out (they are reported when their turn comes)."""
     for picture in pictures:
         try:
@@ -209,11 +209,11 @@ def _measured(work, pictures):
     """The range of the set, said aloud where it is not that of 8 bit."""
     if not pictures:
         raise UserError("expected pictures that can be read, received none.")
-    planes = list(_planes(pictures))
-    dtypes = sorted({plane.dtype.name for plane in planes})
+    first = list(_first_planes(pictures))
+    dtypes = sorted({plane.dtype.name for plane in first})
     if len(dtypes) > 1:
         raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(dtypes)}.")
-    limits = work.measured_range(planes) if planes else (0.0, 1.0)
+    limits = planes.measured_range(first) if first else (0.0, 1.0)
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} (--range sets another).")
     return limits

@@ -6,6 +6,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, model_flag
 from ssdn_tf.data import files, images
+from ssdn_tf.data.planes import measured_range, to_unit
 from ssdn_tf.errors import UserError
 
 TEXT = """Says which noise a picture has, or the pictures of a folder that were taken alike.
@@ -41,13 +42,13 @@ def main(values):
     if not values.input:
         raise UserError("expected --input=FILE or FOLDER, received none.")
     planes = _planes(values.input)
-    from ssdn_tf.inference import diagnosis, pictures
+    from ssdn_tf.inference import diagnosis
 
-    limits = cli.parse_range(values.range) or pictures.measured_range(planes)
+    limits = cli.parse_range(values.range) or measured_range(planes)
     model = model_flag.load(values, planes[0].shape[-1])
     if not model.can_fit:
         raise UserError(f"--model: {model.experiment.name} has no likelihood to fit the noise by.")
-    found = diagnosis.diagnose(model, [pictures.to_unit(plane, limits) for plane in planes], values.tile)
+    found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes], values.tile)
     print(f"Black {limits[0]:.6g}, white {limits[1]:.6g}; sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:

@@ -43,6 +43,7 @@ _COMPACT = {
 PRESETS = {
     "quick": _COMPACT | {"stages": "64x1", "budget": "5min"},
     "hour": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "1h"},
+    "adapt": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "5min", "learning_rate": 1e-3},
     "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
     "paper": _PAPER,
 }
@@ -130,7 +131,7 @@ def _optimization(values):
         None,
         tuple(PRESETS),
         "how long to train: quick (5 minutes), hour (default), night (8 hours), or paper (2 to 16 million crops; "
-        "default with --experiment)",
+        "default with --experiment); adapt: 5 minutes on noisy images, from a network of the package",
         **define,
     )
     flags.DEFINE_string("budget", None, "train for this long, such as 90s, 30min or 2h", **define)
@@ -205,7 +206,8 @@ def experiment_from_flags(values, preset):
     network = {"network": values.network or preset["network"], "width": values.width}
     if values.experiment:
         return dataclasses.replace(_published(values, preset), **network)
-    noise, pipeline = values.noise or "gaussian", values.pipeline or "blindspot"
+    adapts = values.preset == "adapt"
+    noise, pipeline = values.noise or ("additive" if adapts else "gaussian"), values.pipeline or "blindspot"
     low, high = level_flags.read_trainable(values, noise)
     if pipeline != "blindspot":
         for name in ("parameter_source", "covariance"):
@@ -213,7 +215,9 @@ def experiment_from_flags(values, preset):
                 raise UserError(f"--{name} is only for --pipeline=blindspot, received --pipeline={pipeline}.")
     # The level of images that are noisy already is seldom known.
     unknown = values.noisy and level_flags.read(values, noise) is None
-    source = values.parameter_source or ("global" if unknown else "known")
+    source = values.parameter_source or ("global" if unknown and not adapts else "known")
+    if unknown and adapts and source == "known":
+        low = high = None  # the network that the training starts from finds it
     return experiments.Experiment(
         noise=noise,
         low=low,
@@ -254,6 +258,8 @@ def options_from_flags(values):
         UserError: as `experiment_from_flags`, or a value out of range.
     """
     preset = PRESETS[values.preset or ("paper" if values.experiment else "hour")]
+    if values.preset == "adapt":
+        _default_to_adapting(values)
     experiment = experiment_from_flags(values, preset)
     chosen = {name: values[name].value for name in preset if name != "network"}
     settings = preset | {name: value for name, value in chosen.items() if value is not None}
@@ -282,6 +288,18 @@ def options_from_flags(values):
     if settings["budget"] and not values.train_images:
         return dataclasses.replace(options, budget=parse_duration(settings["budget"]))
     return options.with_images(values.train_images or experiment.paper_images)
+
+
+def _default_to_adapting(values):
+    """Preset adapt: noisy images, and a network of the package to start from."""
+    from ssdn_tf.inference import pretrained
+
+    if values["noisy"].present and not values.noisy:
+        raise UserError("--preset=adapt trains on images that are noisy already; remove --nonoisy.")
+    if values.experiment or values.pipeline not in (None, "blindspot"):
+        raise UserError("--preset=adapt is for a network of the package; remove --experiment and --pipeline.")
+    values.noisy = True
+    values.warm_start = values.warm_start or pretrained.DEFAULTS[int(values.channels or 3)]
 
 
 _SAME_NAME = ("augment", "optimizer", "learning_rate", "average", "clip_norm", "validation")

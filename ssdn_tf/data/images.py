@@ -83,18 +83,21 @@ def encode_png(pixels):
 
 
 def to_float(pixels):
-    """uint8 or uint16 to float32 in [0, 1]."""
+    """uint8 or uint16 to float32 in [0, 1]; floats are in the unit of the networks already."""
+    if pixels.dtype.kind == "f":
+        return pixels
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
 
 
 def to_channels(pixels, channels):
-    """[H,W,1 or 3] integers with the wanted channels: gray is tiled, colour becomes the
-    rounded channel mean (as the paper does it; not luma: (200, 100, 50) gives 117)."""
+    """[H,W,1 or 3] with the wanted channels: gray is tiled, colour becomes the
+    channel mean, of integers rounded (as the paper does it; not luma: (200, 100, 50) gives 117)."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
-    return np.round(pixels.mean(axis=-1, keepdims=True)).astype(pixels.dtype)
+    mean = pixels.mean(axis=-1, keepdims=True)
+    return mean if pixels.dtype.kind == "f" else np.round(mean).astype(pixels.dtype)
 
 
 def flip(image, number):

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdn_tf.data import files
+from ssdn_tf.data.planes import measured_range, to_unit
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained
 from ssdn_tf.noise.levels import LEVELS
 
-_SAMPLED_PLANES = 32  # of a set, for its range of intensities
-_SAMPLED_PIXELS = 2**16  # of each
 _SAME = 0.02  # a kind of noise with less of the variance than this is not mentioned
 
 
@@ -66,7 +65,7 @@ class Denoiser:
 
         Args:
             plane: [H,W,C], any real dtype.
-            limits: (black, white), see `measured_range`.
+            limits: (black, white), see `data.planes.measured_range`.
 
         Returns:
             (denoised float64 [H,W,C], std float32 [H,W,C] or None, noise dict). The first two in the unit of the plane.
@@ -82,12 +81,6 @@ class Denoiser:
         return denoised, std, noise_found(model.experiment, result.noise_parameter)
 
 
-def to_unit(plane, limits):
-    """A plane in the unit of the networks: float32, black 0 and white 1."""
-    black, white = limits
-    return ((np.asarray(plane, np.float64) - black) / (white - black)).astype(np.float32)
-
-
 def _as_channels(plane, model):
     channels = model.experiment.channels
     if plane.shape[-1] == channels:
@@ -100,30 +93,6 @@ def _channels_of(result, plane):
     if result.shape[-1] == plane.shape[-1]:
         return result
     return np.repeat(result, 3, axis=-1) if plane.shape[-1] == 3 else result.mean(axis=-1, keepdims=True)
-
-
-def measured_range(planes):
-    """(black, white) of a set of planes of one dtype.
-
-    8 bit: 0 and 255. Floats within -0.5 and 1.5: 0 and 1. 16 bit that reaches the upper half: 0 and 65535. All others
-    (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
-
-    Args:
-        planes: iterable of [H,W,C]; the first 32 are read.
-    """
-    values, dtype = [], None
-    for plane, _ in zip(planes, range(_SAMPLED_PLANES)):
-        dtype = plane.dtype
-        if dtype == np.uint8:
-            return 0.0, 255.0
-        flat = plane.reshape(-1)
-        values.append(flat[:: max(flat.size // _SAMPLED_PIXELS, 1)].astype(np.float64))
-    low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
-    if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
-        return 0.0, 1.0
-    if dtype == np.uint16 and high > 2**15:
-        return 0.0, 65535.0
-    return float(low), float(high if high > low else low + 1.0)
 
 
 def noise_found(experiment, parameter):
@@ -158,7 +127,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
             network of the package for additive noise, in colour or gray.
         noise: what is known of the noise, such as {"sigma": 25} (std, in 255ths of the range), {"lam": 30} (photons at
             white), both, or {"alpha": 0.5}. Default: found by maximum likelihood, for each picture.
-        value_range: (black, white); default: see `measured_range`.
+        value_range: (black, white); default: see `data.planes.measured_range`.
         tile: pictures of more than tile^2 pixels are denoised in tiles, which bounds the memory.
 
     Returns:

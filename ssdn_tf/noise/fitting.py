@@ -16,7 +16,7 @@ _FRACTIONS = (1.0, 0.25, 0.0)  # of a step that are tried
 
 
 def thin(*arrays):
-    """At most about PIXELS pixels of each picture, on a regular grid: each [N,H,W,...] to [N,h,w,...]."""
+    """At most about PIXELS pixels of each picture, on a regular grid: each [N,H,W,...] to [N,n,1,...]."""
     height, width = ops.shape(arrays[0])[1:3]
     if isinstance(height, int) and isinstance(width, int):
         step = math.ceil(math.sqrt(height * width / PIXELS)) | 1
@@ -25,7 +25,8 @@ def thin(*arrays):
         step = ops.cast(ops.ceil(ops.sqrt(pixels / PIXELS)), "int32")
         step = 2 * (step // 2) + 1
     # An odd step meets all phases of the network's grid.
-    return tuple(array[:, ::step, ::step] for array in arrays)
+    count = ops.shape(arrays[0])[0]
+    return tuple(ops.reshape(a[:, ::step, ::step], (count, -1, 1, *a.shape[3:])) for a in arrays)
 
 
 def is_lit(mu_x):

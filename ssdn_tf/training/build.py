@@ -5,7 +5,7 @@ import dataclasses
 import keras
 import numpy as np
 
-from ssdn_tf.data import images
+from ssdn_tf.data import files, images
 from ssdn_tf.data.samples import Samples, hold_out, sample_photographs
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
@@ -18,24 +18,30 @@ _XLA_PIXELS = 2**15  # of a batch, up to which XLA makes a step faster on a CPU
 
 
 def training_files(options, data_dir=None):
-    """(training files, held-out files) of a training.
+    """(training found, held-out files) of a training.
 
     Raises:
         UserError: no such data.
     """
     if options.train_data == "sample":
-        files, held = sample_photographs()
+        found, held = sample_photographs()
     elif options.train_data.startswith("tfds:"):
         from ssdn_tf.data import tfds
 
-        files, held = tfds.extract(options.train_data, data_dir), []
+        found, held = tfds.extract(options.train_data, data_dir), []
     else:
-        files, held = images.find(options.train_data), []
+        find = find_any if options.noisy_already else images.find
+        found, held = find(options.train_data), []
     if options.validation == "none":
-        return files, []
+        return found, []
     if options.validation != "held_out":
-        return files, protocol.image_set(options.validation, data_dir).files
-    return (files, held) if held else hold_out(files)
+        return found, protocol.image_set(options.validation, data_dir).files
+    return (found, held) if held else hold_out(found)
+
+
+def find_any(folder):
+    """The files below a folder that hold pictures of any kind."""
+    return [path for path, _ in files.find(folder)]
 
 
 def fit_crops(options, sides):

@@ -51,6 +51,7 @@ class Options:
     stages: Stage, in their order; one is the ordinary case.
     budget: seconds that the training may take; the images of the stages are then measured once and written into
         the folder of the run, so nothing depends on the clock afterwards. None: the stages have their images.
+    value_range: (black, white) of noisy images; None where a training adds the noise, or until it is measured.
     augment: crops are flipped and transposed at random.
     optimizer: "adam", or "muon" for convolution kernels and Adam for the rest.
     average: momentum of the averaged weights (0.999 averages over the last 1,000 steps or so); 0 for none.
@@ -66,6 +67,7 @@ class Options:
     experiment: Experiment
     train_data: str = "sample"
     noisy_already: bool = False
+    value_range: tuple | None = None
     stages: tuple = (Stage(256, 4, 1.0, 2_000_000),)
     budget: float | None = None
     augment: bool = False
@@ -85,8 +87,10 @@ class Options:
 
     @classmethod
     def from_dict(cls, values):
-        stages = tuple(Stage(**stage) for stage in values["stages"])
-        return cls(**values | {"experiment": Experiment(**values["experiment"]), "stages": stages})
+        made = {"experiment": Experiment(**values["experiment"]), "stages": tuple(Stage(**s) for s in values["stages"])}
+        if values.get("value_range"):
+            made["value_range"] = tuple(values["value_range"])
+        return cls(**values | made)
 
     @property
     def planned(self):

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 
 from ssdn_tf.data import images
+from ssdn_tf.data.files import read as read_any
+from ssdn_tf.data.planes import to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.evaluation import metrics, protocol
 from ssdn_tf.inference.predictor import Predictor
@@ -27,10 +29,11 @@ class Validation:
         experiment, noise = options.experiment, models.noise_model(options.experiment)
         self.options, self.cases, self.noisy = options, [], []
         for file in files[:most]:
-            image = _centre(images.to_float(images.to_channels(images.read(file), experiment.channels)))
             if options.noisy_already:
-                self.noisy.append(image)
+                plane = to_unit(read_any(file)[0], options.value_range)
+                self.noisy.append(_centre(images.to_channels(plane, experiment.channels)))
             else:
+                image = _centre(images.to_float(images.to_channels(images.read(file), experiment.channels)))
                 generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
                 self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 

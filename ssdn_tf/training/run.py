@@ -1,6 +1,7 @@
 """A training run: one `fit` for each stage, with checkpoints, reports and exact resumption."""
 
 import contextlib
+import dataclasses
 import math
 import pathlib
 import time
@@ -9,14 +10,18 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.data import batches
+from ssdn_tf.data import batches, images
+from ssdn_tf.data.planes import NoisyPlanes
 from ssdn_tf.data.samples import ImageStore
-from ssdn_tf.inference import checkpoints, pretrained
+from ssdn_tf.denoisers import models
+from ssdn_tf.inference import checkpoints, predictor, pretrained
+from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import build, callbacks, distribution, folder
 from ssdn_tf.training.reports import History, Validation, progress_line
 
 _REPORTS = 40
 _LEAST_REPORT = 100  # images between two reports, where the user does not say
+_FITTED_IMAGES = 16  # of noisy ones, whose noise is found together
 _MEASURED_STEPS = 10  # of each stage, to find how many fit into a time budget
 
 
@@ -56,6 +61,9 @@ class Run:
         self.devices = devices or distribution.Devices()
         self.jit, self.steps_per_execution, self.report_images = jit, steps_per_execution, report_images
         self.store, held_out = self._on_all(lambda: _open(options, data_dir, memory_mb))
+        if options.noisy_already:
+            options = dataclasses.replace(options, value_range=self.store.limits)
+        options = self._on_all(lambda: _with_found_noise(options, self.run_dir, self.store))
         options = build.fit_crops(options, self.store.sides())
         distribution.require_same(self.devices, [options.to_dict(), self.store.description()])
         self.validation = self._on_all(lambda: Validation(held_out, options) if self.devices.is_chief else None)
@@ -296,7 +304,32 @@ class Run:
 def _open(options, data_dir, memory_mb):
     """(ImageStore, held-out files)."""
     files, held_out = build.training_files(options, data_dir)
-    return ImageStore(files, min(stage.crop for stage in options.stages), memory_mb), held_out
+    crop = min(stage.crop for stage in options.stages)
+    if options.noisy_already:
+        return NoisyPlanes(files, crop, memory_mb, options.value_range), held_out
+    return ImageStore(files, crop, memory_mb), held_out
+
+
+def _with_found_noise(options, run_dir, store):
+    """The options with the level of noisy images, where a told network must know it and the user does not say it.
+
+    The network that the training starts from finds it: one level for all images. A run that exists has it already.
+    """
+    experiment = options.experiment
+    if not options.noisy_already or experiment.parameter_source != "known" or experiment.low is not None:
+        return options
+    if (run_dir / "options.json").exists():
+        level = folder.read_options(run_dir).experiment.low
+    else:
+        start = predictor.load(options.warm_start)
+        chosen = [store[i] for i in range(0, len(store), -(-len(store) // _FITTED_IMAGES))]
+        pixels = [start.pixels(images.to_channels(image, experiment.channels)) for image in chosen]
+        parameter = start.fit(pixels, models.noise_model(experiment))
+        parts = LEVELS[experiment.noise].split(experiment.level(parameter))
+        parts = [part and float(f"{part:.4g}") for part in parts]
+        level = parts[0] if len(parts) == 1 else tuple(parts)
+        print(f"Noise of the images: {LEVELS[experiment.noise].describe(level)}.", flush=True)
+    return dataclasses.replace(options, experiment=dataclasses.replace(experiment, low=level, high=level))
 
 
 def intervals(step, steps, every):

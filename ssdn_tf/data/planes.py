@@ -1,0 +1,111 @@
+"""Noisy pictures of any kind as training data, and the range of their intensities. NumPy."""
+
+import numpy as np
+
+from ssdn_tf.data import files, images
+from ssdn_tf.data.samples import Subset
+from ssdn_tf.errors import UserError
+
+_SAMPLED_PLANES = 32  # of a set, for its range of intensities
+_SAMPLED_PIXELS = 2**16  # of each
+
+
+def measured_range(planes):
+    """(black, white) of a set of planes of one dtype.
+
+    8 bit: 0 and 255. Floats within -0.5 and 1.5: 0 and 1. 16 bit that reaches the upper half: 0 and 65535. All others
+    (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
+
+    Args:
+        planes: iterable of [H,W,C]; the first 32 are read.
+    """
+    values, dtype = [], None
+    for plane, _ in zip(planes, range(_SAMPLED_PLANES)):
+        dtype = plane.dtype
+        if dtype == np.uint8:
+            return 0.0, 255.0
+        flat = plane.reshape(-1)
+        values.append(flat[:: max(flat.size // _SAMPLED_PIXELS, 1)].astype(np.float64))
+    low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
+    if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
+        return 0.0, 1.0
+    if dtype == np.uint16 and high > 2**15:
+        return 0.0, 65535.0
+    return float(low), float(high if high > low else low + 1.0)
+
+
+def to_unit(plane, limits):
+    """A plane in the unit of the networks: float32, black 0 and white 1."""
+    black, white = limits
+    return ((np.asarray(plane, np.float64) - black) / (white - black)).astype(np.float32)
+
+
+class NoisyPlanes:
+    """The planes of noisy picture files, float32 [H,W,C] in the unit of the networks, all in memory.
+
+    A `samples.ImageStore` for pictures of any format and dtype; each page of a stack is a picture.
+
+    Args:
+        paths: files.
+        crop: least height and width; smaller planes are left out with a warning, and so are files that cannot be read.
+        memory_mb: most memory for the planes, in MiB.
+        limits: (black, white); None: see `measured_range`.
+
+    Raises:
+        UserError: no usable plane is left, or they need more memory.
+    """
+
+    def __init__(self, paths, crop, memory_mb=2048, limits=None):
+        self.names, planes, small = [], [], []
+        left = memory_mb * 2**20
+        for path in paths:
+            try:
+                for number, plane in enumerate(files.read(path)):
+                    if min(plane.shape[:2]) < crop:
+                        small.append(path.name)
+                        continue
+                    left -= 4 * plane.size
+                    if left < 0:
+                        raise MemoryError
+                    planes.append(plane)
+                    self.names.append(f"{path.name}#{number}")
+            except UserError as error:
+                images.warn(f"left out {error}")
+            except MemoryError:
+                images.warn(
+                    f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out."
+                )
+                break
+        if small:
+            images.warn(f"left out {images.enumerate_names(small)}: smaller than the crop of {crop}x{crop}.")
+        if not planes:
+            raise UserError(f"expected pictures of at least {crop}x{crop} for crops of that size, received none.")
+        dtypes = sorted({plane.dtype.name for plane in planes})
+        if limits is None and len(dtypes) > 1:
+            raise UserError(
+                f"expected pictures of one dtype, or a range of intensities, received {' and '.join(dtypes)}."
+            )
+        self.limits = limits or measured_range(planes)
+        self._planes = [to_unit(plane, self.limits) for plane in planes]
+
+    def __len__(self):
+        return len(self._planes)
+
+    def __getitem__(self, i):
+        return self._planes[i]
+
+    def readable(self, numbers, i):
+        """Plane numbers[i]."""
+        return self._planes[numbers[i]]
+
+    def description(self):
+        """What two stores of the same pictures have in common: [(name, least side), ...]."""
+        return list(zip(self.names, self.sides()))
+
+    def sides(self):
+        """The smaller side of each plane."""
+        return [min(plane.shape[:2]) for plane in self._planes]
+
+    def at_least(self, side):
+        """The planes that hold a square of this side: a Subset."""
+        return Subset(self, [i for i, least in enumerate(self.sides()) if least >= side])
