@@ -142,7 +142,6 @@ def test_export_refuses_what_it_cannot_do(run_dir, tmp_path, capsys):
         (f"--model={run_dir}", f"--output={tmp_path / 'file'}"): "--output: expected a folder for the versions",
         (f"--model={tmp_path / 'bad.pickle'}", output): "expected",
         (f"--model={tmp_path / 'none.pickle'}", output): "none.pickle",
-        (f"--runs={tmp_path}", output): "no trained run",
     }.items():
         assert call(export.main, *flags) == 1
         error = capsys.readouterr().err
