@@ -1,0 +1,60 @@
+"""Noisy pictures of any kind as training data."""
+
+import numpy as np
+import pytest
+import tifffile
+
+from ssdn_tf.data import images
+from ssdn_tf.data.planes import NoisyPlanes, to_unit
+from ssdn_tf.errors import UserError
+
+
+def test_pages_of_stacks_and_floats_are_planes_in_the_unit_of_the_networks(tmp_path):
+    stack = np.random.default_rng(0).normal(0.5, 0.2, (3, 40, 50)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    np.save(tmp_path / "b.npy", stack[0])
+    found = NoisyPlanes([tmp_path / "a.tif", tmp_path / "b.npy"], 32)
+    assert len(found) == 4 and found.limits == (0.0, 1.0) and found.sides() == [40] * 4
+    assert found[1].dtype == np.float32 and np.array_equal(found[1][..., 0], stack[1])
+    assert [name for name, _ in found.description()] == ["a.tif#0", "a.tif#1", "a.tif#2", "b.npy#0"]
+    assert np.array_equal(images.to_float(found[1]), found[1])  # floats are not divided again
+
+
+def test_the_range_is_measured_and_undone_by_it(tmp_path):
+    pixels = np.random.default_rng(1).integers(100, 4000, (64, 64)).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels)
+    found = NoisyPlanes([tmp_path / "a.tif"], 32)
+    black, white = found.limits
+    assert black == pytest.approx(104, abs=5) and white == pytest.approx(3996, abs=5)
+    np.testing.assert_allclose(found[0][..., 0] * (white - black) + black, pixels, atol=0.01)
+    given = NoisyPlanes([tmp_path / "a.tif"], 32, limits=(0.0, 65535.0))
+    assert given.limits == (0.0, 65535.0) and found[0].max() > 10 * given[0].max()
+
+
+def test_eight_bits_are_what_they_were_before(tmp_path):
+    pixels = np.random.default_rng(2).integers(0, 256, (40, 40, 3), np.uint8)
+    images.write(tmp_path / "a.png", pixels)
+    assert np.array_equal(NoisyPlanes([tmp_path / "a.png"], 32)[0], images.to_float(pixels))
+    assert np.array_equal(to_unit(pixels, (0.0, 255.0)), images.to_float(pixels))
+
+
+def test_what_cannot_be_used_is_left_out_with_a_warning(tmp_path, capsys):
+    images.write(tmp_path / "good.png", np.zeros((40, 40, 3), np.uint8))
+    images.write(tmp_path / "small.png", np.zeros((8, 40, 3), np.uint8))
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    paths = [tmp_path / name for name in ("bad.png", "good.png", "small.png")]
+    assert len(NoisyPlanes(paths, 32)) == 1
+    error = capsys.readouterr().err
+    assert "bad.png" in error and "small.png: smaller than the crop of 32x32" in error
+    assert len(NoisyPlanes([paths[1]] * 3, 32, memory_mb=0.04)) == 2 and "only 2 pictures" in capsys.readouterr().err
+    with pytest.raises(UserError, match="expected pictures of at least 32x32"):
+        NoisyPlanes(paths[2:], 32)
+
+
+def test_pictures_of_two_dtypes_need_a_range(tmp_path):
+    images.write(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
+    images.write(tmp_path / "b.png", np.zeros((40, 40, 3), np.uint16))
+    paths = [tmp_path / "a.png", tmp_path / "b.png"]
+    with pytest.raises(UserError, match="expected pictures of one dtype.*uint16 and uint8"):
+        NoisyPlanes(paths, 32)
+    assert len(NoisyPlanes(paths, 32, limits=(0, 255))) == 2
