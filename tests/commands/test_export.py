@@ -15,6 +15,7 @@ import test_published
 from ssdn_tf.commands import cli, denoise, evaluate, export, train, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
+from ssdn_tf.inference import predictor
 from ssdn_tf.serving import saved_model as serving
 
 ROOT = pathlib.Path(export.__file__).resolve().parents[2]
@@ -157,3 +158,34 @@ def test_the_script_exports_whatever_backend_is_set(run_dir, tmp_path):
     done = subprocess.run(command, env=os.environ | {"KERAS_BACKEND": "jax"}, **settings)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("models/1: gauss5_50") and (tmp_path / "models/1/saved_model.pb").exists()
+
+
+def test_the_network_of_the_package_needs_the_picture_alone(tmp_path):
+    """The SavedModel finds the noise of each picture, as the predictor does."""
+    assert call(export.main, f"--output={tmp_path / 'models'}") == 0
+    card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
+    assert card["parameter_source"] == "fitted" and card["licence"] == "Apache-2.0" and card["limits"]
+    served, own = predictor.load(tmp_path / "models"), predictor.load("additive-rgb")
+    assert tuple(served.model.input) == ("noisy",) and not served.can_fit
+    rng = np.random.default_rng(3)
+    clean = np.broadcast_to(np.linspace(0.2, 0.8, 72)[:, None, None], (72, 72, 3)).astype(np.float32)
+    for sigma in (10, 40):
+        noisy = (clean + sigma / 255 * rng.standard_normal(clean.shape)).astype(np.float32)
+        found, expected = served.denoise(noisy), own.denoise(noisy)
+        assert found.noise_parameter == pytest.approx(expected.noise_parameter, rel=0.01)
+        assert found.noise_parameter[1] == pytest.approx(sigma / 255, rel=0.06)
+        np.testing.assert_allclose(found.denoised, expected.denoised, atol=1e-4)
+
+
+def test_a_level_of_two_numbers_is_told_to_a_saved_model(tmp_path, capsys):
+    assert call(export.main, "--parameter_source=known", f"--output={tmp_path / 'models'}") == 0
+    served, own = predictor.load(tmp_path / "models"), predictor.load("additive-rgb")
+    assert sorted(served.model.input) == ["noise_parameter", "noisy"]
+    noisy = np.random.default_rng(4).random((24, 24, 3), dtype=np.float32)
+    for parameter in ((0.02, 0.05), (0.0, 0.1)):
+        found, expected = served.denoise(noisy, parameter), own.denoise(noisy, parameter)
+        np.testing.assert_allclose(found.denoised, expected.denoised, atol=1e-5)
+        assert found.noise_parameter == pytest.approx(parameter)
+    for wrong in ((-1.0, 0.1), (0.02, 1.5), (float("nan"), 0.1)):
+        with pytest.raises(Exception, match="noise_parameter: expected gain in .* and sigma in"):
+            served.denoise(noisy, wrong)
