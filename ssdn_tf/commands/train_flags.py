@@ -164,7 +164,7 @@ def _run(values):
     flags.DEFINE_integer(
         "report_images",
         None,
-        "crops between two reports (default: 40 reports, at least 100 crops apart)",
+        "crops between two reports (default: 20 reports, at least 100 crops apart)",
         lower_bound=1,
         **define,
     )

@@ -19,7 +19,7 @@ from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import build, callbacks, distribution, folder
 from ssdn_tf.training.reports import History, Validation, progress_line
 
-_REPORTS = 40
+_REPORTS = 20
 _LEAST_REPORT = 100  # images between two reports, where the user does not say
 _FITTED_IMAGES = 16  # of noisy ones, whose noise is found together
 _MEASURED_STEPS = 10  # of each stage, to find how many fit into a time budget
@@ -166,9 +166,13 @@ class Run:
             self._validate()  # compiles
             seconds = time.monotonic()
             self._validate()
-        reporting = _REPORTS * (time.monotonic() - seconds)
-        left = self.options.budget - (time.monotonic() - self.began) - reporting
-        return [stage.images for stage in self.options.with_seconds(max(left, 0.0), durations).stages]
+        report = time.monotonic() - seconds
+        left = max(self.options.budget - (time.monotonic() - self.began), 0.0)
+        # As many reports as would fit without their own time, which is a few per cent.
+        images = self.options.with_seconds(left, durations).train_images
+        reports = images / (self.report_images or max(images // _REPORTS, _LEAST_REPORT))
+        planned = self.options.with_seconds(max(left - reports * report, 0.0), durations)
+        return [stage.images for stage in planned.stages]
 
     # ------------------------------------------------------------ training
 
