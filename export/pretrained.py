@@ -1,8 +1,9 @@
 """Makes a trained network of the package from a run: ssdn_tf/pretrained/NAME.npz and NAME.json.
 
-    python export/pretrained.py --run=runs/00007-additive --name=additive-rgb --description="..." --data="..."
+    python export/pretrained.py --run=runs/00007-additive --name=additive-rgb --description="..." --data="..." \\
+        --command="python train.py ..." --limits="..." --results=a/results.json,b/results.json
 
-Figures for the model card come from the results.json files of evaluate.py with --results.
+The figures of the model card come from results.json files of evaluate.py.
 """
 
 import json

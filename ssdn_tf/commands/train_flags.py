@@ -86,13 +86,16 @@ def _data(values):
 
 def _noise(values):
     define = {"flag_values": values}
-    flags.DEFINE_enum("noise", None, experiments.NOISES, "noise model (default: gaussian)", **define)
+    flags.DEFINE_enum(
+        "noise", None, experiments.NOISES, "noise model (default: gaussian; additive for preset adapt)", **define
+    )
     level_flags.define(values, "; from a range, each crop draws its level")
     flags.DEFINE_enum(
         "parameter_source",
         None,
         experiments.SOURCES,
-        "the noise level is known, or learned: one for all images, or one for each (default: known)",
+        "the noise level is known; learned: one for all images (global), or one for each; or fitted to each crop "
+        "(default: known; global for images that are noisy already)",
         **define,
     )
     flags.DEFINE_enum(
@@ -138,7 +141,9 @@ def _optimization(values):
     flags.DEFINE_integer("train_images", None, "train on so many crops, however long it takes", lower_bound=1, **define)
     flags.DEFINE_string("stages", None, "crop x batch size : share of the training, as 64x1:0.6,128x1:0.4", **define)
     flags.DEFINE_enum("optimizer", None, ("muon", "adam"), "muon (default), or adam (preset paper)", **define)
-    flags.DEFINE_float("learning_rate", None, "peak of the schedule (default: 0.002, paper 0.0003)", **define)
+    flags.DEFINE_float(
+        "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.001, paper 0.0003)", **define
+    )
     flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, **define)
     flags.DEFINE_float(
         "average", None, "momentum of the averaged weights; 0 for none (default: 0.999, paper 0)", lower_bound=0.0,
@@ -216,6 +221,8 @@ def experiment_from_flags(values, preset):
     # The level of images that are noisy already is seldom known.
     unknown = values.noisy and level_flags.read(values, noise) is None
     source = values.parameter_source or ("global" if unknown and not adapts else "known")
+    if unknown and not adapts and source == "known":
+        raise UserError(f"expected {level_flags.choice(noise)} with --noisy --parameter_source=known, received none.")
     if unknown and adapts and source == "known":
         low = high = None  # the network that the training starts from finds it
     return experiments.Experiment(

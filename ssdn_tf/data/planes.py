@@ -52,7 +52,7 @@ class NoisyPlanes:
         limits: (black, white); None: see `measured_range`.
 
     Raises:
-        UserError: no usable plane is left, or they need more memory.
+        UserError: no usable plane is left.
     """
 
     def __init__(self, paths, crop, memory_mb=2048, limits=None):
@@ -72,9 +72,7 @@ class NoisyPlanes:
             except UserError as error:
                 images.warn(f"left out {error}")
             except MemoryError:
-                images.warn(
-                    f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out."
-                )
+                images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")
                 break
         if small:
             images.warn(f"left out {images.enumerate_names(small)}: smaller than the crop of {crop}x{crop}.")

@@ -191,7 +191,7 @@ class Samples:
     The clean crop is in no sample of a self-supervised pipeline.
 
     Args:
-        store: sequence of uint8 or uint16 [H, W, 1 or 3].
+        store: sequence of [H, W, 1 or 3]: uint8, uint16, or float32 in the unit of the networks.
         experiment: experiments.Experiment.
         noise: the NoiseModel.
         crop: side of the samples.

@@ -38,7 +38,7 @@ class MarginalLikelihood(NoiseLayer):
             of Gaussian and Poisson noise).
         scale: of the likelihood; published are 1, and 2 for impulse noise and for mono.
 
-    Call arguments: noisy [N,H,W,C], mu_x [N,H,W,C], sigma_x [N,H,W,C,C], parameter [N|1,1,1,1].
+    Call arguments: noisy [N,H,W,C], mu_x [N,H,W,C], sigma_x [N,H,W,C,C], parameter [N|1,1,1,P].
     Output shape: [N,H,W], the loss in nats; its mean is added to the losses.
     Reference: Laine et al. 2019, equations 3 to 7.
     """

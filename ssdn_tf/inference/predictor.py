@@ -226,8 +226,8 @@ class Predictor:
         """Noise parameter of a whole picture: that of the mean of the estimator's map over all pixels."""
         layer = self.model.get_layer("parameter")
         parts = ((tile, ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
-        mean = tiling.stitch(parts, *noisy.shape[:2]).mean(dtype=np.float64)
-        return float(layer.noise.constrain(ops.convert_to_tensor(mean, "float32")))
+        mean = tiling.stitch(parts, *noisy.shape[:2]).mean(axis=(0, 1), dtype=np.float64)
+        return _plain(ops.convert_to_numpy(layer.noise.constrain(ops.convert_to_tensor(mean, "float32"))))
 
     def with_source(self, source):
         """This predictor with its noise parameter from elsewhere: "known" (it must be told) or "fitted"."""

@@ -7,8 +7,8 @@ matrices (capital sigma in the paper); `sigma` is a standard deviation, `lam` th
 A noise model is a frozen dataclass without state: the noise parameter is always an argument, because it can be
 data, a weight or the output of a network. The likelihoods use `keras.ops`; `corrupt` and `estimate` are NumPy.
 
-Training maximises the density of y under a Gaussian with the first two moments of y, for every noise model. So a
-model states its moments, and `marginal_nll` is written once.
+The paper's training maximises the density of y under a Gaussian with the first two moments of y, for every noise model.
+So a model states its moments, and `marginal_nll` is written once. (Impulse noise has its exact density besides.)
 
 Reference: Laine et al., High-Quality Self-Supervised Deep Image Denoising, NeurIPS 2019, section 3 and supplement.
 """
@@ -61,7 +61,7 @@ class NoiseModel:
         return prior
 
     def marginal_nll(self, noisy, prior, parameter):
-        """Negative log-likelihood of a noisy pixel under the Gaussian of its two moments.
+        """Negative log-likelihood of a noisy pixel under the Gaussian of its two moments: the paper's training loss.
 
             0.5 (d^T sigma_y^-1 d + log det sigma_y),   d = y - mu_y
 

@@ -13,9 +13,9 @@ from ssdn_tf.noise.gaussian import GaussianNoise
 from ssdn_tf.noise.impulse import ImpulseNoise
 
 SHAPE = (2, 3, 4)
-LEVELS = {"gaussian": 0.1, "poisson": 30.0, "impulse": 0.4}
+PARAMETERS = {"gaussian": 0.1, "poisson": 30.0, "impulse": 0.4, "poisson_gaussian": (0.02, 0.1)}
 
-every_model = pytest.mark.parametrize("model", [m() for m in registry.MODELS.values()], ids=lambda m: m.kind)
+every_model = pytest.mark.parametrize("model", [registry.make(kind) for kind in PARAMETERS], ids=PARAMETERS)
 every_channel_count = pytest.mark.parametrize("channels", [1, 3])
 wide = pytest.mark.skipif(losses.algebra_dtype() != "float64", reason="JAX without JAX_ENABLE_X64")
 
@@ -37,7 +37,7 @@ def case(channels, level):
     """noisy and mu_x float32, as a network gives them, sigma_x float64, one parameter: NumPy."""
     mu_x, sigma_x = random_prior(0, SHAPE, channels)
     noisy = np.random.default_rng(1).random((*SHAPE, channels), dtype=np.float32)
-    return noisy, mu_x.astype(np.float32), sigma_x, np.full((2, 1, 1, 1), level, np.float32)
+    return noisy, mu_x.astype(np.float32), sigma_x, np.broadcast_to(np.float32(level), (2, 1, 1, np.size(level)))
 
 
 def call(layer, *arguments):
@@ -48,7 +48,7 @@ def call(layer, *arguments):
 @every_channel_count
 @wide
 def test_layers_keep_the_boring_truths(model, channels):
-    arguments = case(channels, LEVELS[model.kind])
+    arguments = case(channels, PARAMETERS[model.kind])
     layer = losses.MarginalLikelihood(model, regularization=0.1, scale=2.0)
     (loss,) = check_layer(layer, *arguments, losses=1)
     assert loss.shape == SHAPE and loss.dtype == np.float64
@@ -90,7 +90,7 @@ def test_marginal_likelihood_of_numbers_for_the_head():
 @wide
 def test_learned_noise_is_rewarded(channels, kind):
     model = registry.make(kind)
-    arguments = case(channels, LEVELS[kind])
+    arguments = case(channels, PARAMETERS[kind])
     plain = call(losses.MarginalLikelihood(model), *arguments)
     rewarded = call(losses.MarginalLikelihood(model, regularization=0.1), *arguments)
     if kind == "gaussian":
