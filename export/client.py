@@ -65,7 +65,7 @@ def main(v):
             raise UserError(f"expected --{name}, received none.")
     if not 0 < v.timeout < math.inf:
         raise UserError(f"--timeout: expected seconds above 0, received {v.timeout}.")
-    level_flags.read_any(v)  # illegal numbers are refused before anything is sent
+    level_flags.read_one(v)  # illegal numbers are refused before anything is sent
     pairs = picture_files.plan(pathlib.Path(v.input), pathlib.Path(v.output), v.overwrite)
     with _flag("server"):
         server = remote.connect(v.server, v.model, v.version, v.timeout, v.retries)

@@ -71,7 +71,7 @@ def main(values):
     pictures = list(_read(pending))
     from ssdn_tf.inference import pictures as work
 
-    level = _level if level_flags.read_any(values) else None
+    level = _level if level_flags.read_one(values) else None
     worker = work.Denoiser(values.model, level=level and (lambda model: level(values, model)), tile=values.tile)
     _check_model(values, worker, pictures)
     limits = limits or _measured(work, [picture for picture, _ in pictures])
@@ -242,8 +242,6 @@ def _level(values, model):
     if levels and not model.needs_level:
         images.warn(f"{flag} has no effect: {experiment.name} finds the noise level itself.")
         return None
-    if levels and levels[0] != levels[1]:
-        raise UserError(f"expected one level as {flag}, received a range.")
     if levels:
         return experiment.parameter(levels[0])
     if model.needs_level and not model.can_fit and not (experiment.low is not None and experiment.fixed):

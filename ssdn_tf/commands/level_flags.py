@@ -5,6 +5,7 @@ Loads neither Keras nor TensorFlow, as the client of a server uses it too.
 
 from absl import flags
 
+from ssdn_tf.commands import cli
 from ssdn_tf.data import images
 from ssdn_tf.errors import UserError
 from ssdn_tf.noise.levels import ADDITIVE_RANGE, LEVELS, NAMES
@@ -47,9 +48,11 @@ def read(values, kind):
     Raises:
         UserError: not legal, or the flag of another noise model is set.
     """
-    for name in NAMES:
+    for name, level in NAMES.items():
         if name not in names_of(kind) and values[name].value is not None:
-            raise UserError(f"--{name}: expected {choice(kind)} with {kind} noise, received the flag of another noise.")
+            raise UserError(
+                f"--{name}: expected {choice(kind)} with {kind} noise, received the flag of {level.kind} noise."
+            )
     if all(values[name].value is None for name in names_of(kind)):
         return None
     pairs = [_read_number(values, number) for number in LEVELS[kind].numbers]
@@ -82,8 +85,8 @@ def read_trainable(values, kind):
     return low, high
 
 
-def read_any(values, kinds=tuple(LEVELS)):
-    """(kind, low, high) of the noise model, one of `kinds`, that the set flags belong to, or None if none is set.
+def read_any(values):
+    """(kind, low, high) of the noise model that the set flags belong to, or None if none is set.
 
     Raises:
         UserError: no noise model has these flags together, or a number is not legal.
@@ -91,11 +94,25 @@ def read_any(values, kinds=tuple(LEVELS)):
     given = {name for name in NAMES if values[name].value is not None}
     if not given:
         return None
-    for kind in kinds:
+    for kind in LEVELS:
         if given == set(names_of(kind)):
             return (kind, *read(values, kind))
     listed = " and ".join(f"--{name}" for name in NAMES if name in given)
-    raise UserError(f"expected the level of one noise model, received {listed}.")
+    raise UserError(f"expected one noise level, received {listed}.")
+
+
+def read_one(values):
+    """(kind, level) as `read_any`, for a command that takes no ranges.
+
+    Raises:
+        UserError: as `read_any`, or a range.
+    """
+    for name, level in NAMES.items():
+        if values[name].value is not None:
+            with cli.errors_about(name):
+                level.parse_one(values[name].value)
+    found = read_any(values)
+    return found and found[:2]
 
 
 def _parsed(flag, parse, text, level):

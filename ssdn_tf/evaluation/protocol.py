@@ -213,7 +213,9 @@ def cbm3d_denoiser(tested):
     level = LEVELS[tested.noise]
     pairs = zip(level.numbers, level.split(tested.low), level.split(tested.high))
     if any((low, high) != (number.absent,) * 2 for number, low, high in pairs if number.name != "sigma"):
-        raise UserError(f"CBM3D: expected Gaussian noise, received {level.describe(tested.low, tested.high)}.")
+        raise UserError(
+            f"CBM3D: expected Gaussian noise, received {tested.noise} ({level.describe(tested.low, tested.high)})."
+        )
     baselines.package()
     return Denoiser("cbm3d", lambda case: Prediction(baselines.cbm3d(case.noisy, np.ravel(case.parameter)[-1])))
 

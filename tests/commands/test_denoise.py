@@ -143,7 +143,11 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
         (output,): "expected --input=FILE or FOLDER, received none",
         (f"--input={source}", f"--output={tmp_path / 'x.doc'}", "--sigma=25"): "--output: expected a name ending in",
         (f"--input={tmp_path / 'no.png'}", output): "does not exist",
-        (f"--input={source}", output, "--sigma=5,9"): "received a range",
+        (
+            f"--input={source}",
+            output,
+            "--sigma=5,9",
+        ): "--sigma: expected a number between 0 and 255 (std, of 255), received '5,9'",
         (f"--input={source}", output, "--tile=640"): "--tile: expected a tile side that is a multiple of 32 from 672",
         (f"--input={source}", output, "--lam=3"): "--lam: expected --sigma",
     }.items():

@@ -150,7 +150,7 @@ def test_every_source_is_tested_here():
     classes = [value for value in vars(parameters).values() if isinstance(value, type)]
     layers = [value for value in classes if issubclass(value, keras.layers.Layer)]
     sources = {value.__name__ for value in layers if value.__module__ == parameters.__name__}
-    assert sources == {"KnownParameter", "GlobalParameter", "PerImageParameter"}
+    assert sources == {"KnownParameter", "GlobalParameter", "PerImageParameter", "FittedParameter"}
 
 
 def test_fitted_is_the_fit_to_some_pixels_and_has_no_weights():

@@ -74,8 +74,14 @@ def test_the_level_of_a_model_that_must_be_told():
     for other in ({"low": 5.0, "high": 50.0}, {"low": None, "high": None}):
         several = Predictor(model, dataclasses.replace(experiment, **other))
         assert several.needs_level and several.denoise(noisy, 0.2).noise_parameter == pytest.approx(0.2)
-        with pytest.raises(UserError, match="expected a noise level, as this model does not estimate it"):
-            several.denoise(noisy)
+        fitted = several.denoise(noisy)  # it is found by itself, and the result is that of the level
+        again = several.denoise(noisy, fitted.noise_parameter)
+        np.testing.assert_allclose(again.denoised, fitted.denoised, atol=1e-5)
+        # What is no Keras model cannot fit.
+        several.model = type("Served", (), {"input": ("noisy", "noise_parameter")})()
+        for level in (None, "fitted"):
+            with pytest.raises(UserError, match="expected a noise level|cannot fit the noise"):
+                several.denoise(noisy, level)
 
 
 def test_a_model_that_estimates_the_level_ignores_the_given_one():

@@ -196,8 +196,8 @@ def test_one_client_does_not_mix_sizes_on_a_batching_server(servables, run, tmp_
 def test_a_level_is_required_or_refused_as_the_model_has_it(double, one, capsys):
     url = double.urls["rest"]
     for flags, words in {
-        (): "model 'ssdn' needs the noise level: --sigma between 5 and 50",
-        ("--lam=30",): "--lam: .* model 'ssdn' is for gaussian noise; use --sigma",
+        (): "model 'ssdn' needs the noise level: --sigma .sigma 5 to 50.",
+        ("--lam=30",): "--lam: expected --sigma with gaussian noise, received the flag of poisson noise",
         ("--sigma=25", "--model=gray"): "--sigma: .* model 'gray' takes no noise level",
     }.items():
         assert call(f"--server={url}", *one[:2], *flags) == 1
