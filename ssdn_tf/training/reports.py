@@ -12,6 +12,7 @@ from ssdn_tf.data import images
 from ssdn_tf.data.files import read as read_any
 from ssdn_tf.data.planes import to_unit
 from ssdn_tf.denoisers import models
+from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import metrics, protocol
 from ssdn_tf.inference.predictor import Predictor
 from ssdn_tf.noise.levels import LEVELS
@@ -27,15 +28,23 @@ class Validation:
 
     def __init__(self, files, options, most=4):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
-        self.options, self.cases, self.noisy = options, [], []
+        self.options, self.cases, self.noisy, self._scorer = options, [], [], None
         for file in files[:most]:
             if options.noisy_already:
-                plane = to_unit(read_any(file)[0], options.value_range)
-                self.noisy.append(_centre(images.to_channels(plane, experiment.channels)))
+                self.noisy += self._noisy_image(file)
             else:
                 image = _centre(images.to_float(images.to_channels(images.read(file), experiment.channels)))
                 generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
                 self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
+
+    def _noisy_image(self, file):
+        """[the middle of the first plane of a file], or [] with a warning if it cannot be read."""
+        try:
+            plane = to_unit(read_any(file)[0], self.options.value_range)
+        except UserError as error:
+            images.warn(f"left out {error}")
+            return []
+        return [_centre(images.to_channels(plane, self.options.experiment.channels))]
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
@@ -55,8 +64,11 @@ class Validation:
         parameter = np.float32(self.options.experiment.parameter(self.options.experiment.low))
         inputs = {"noisy": image[None], "target": image[None], "exponent": np.ones((1, 1, 1, 1), np.float32)}
         inputs["noise_parameter"] = np.reshape(parameter, (1, 1, 1, -1))
-        outputs = model({name: inputs[name] for name in model.input})
-        return np.mean(keras.ops.convert_to_numpy(outputs))
+        if self._scorer is None:
+            # Over the same layers, and compiled for the pictures of a validation.
+            self._scorer = keras.Model(model.input, model.output)
+            self._scorer.compile(jit_compile=keras.backend.backend() == "jax")
+        return np.mean(self._scorer.predict_on_batch({name: inputs[name] for name in model.input}))
 
 
 def _centre(image):
