@@ -9,7 +9,6 @@ The figures of the model card come from results.json files of evaluate.py.
 import json
 import os
 import pathlib
-import shlex
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # this checkout's package, not another one
@@ -50,7 +49,7 @@ def main(v):
         "experiment": model.experiment.to_dict(),
         "weights": sum(variable.numpy().size for variable in model.model.variables),
         "training": {
-            "command": " ".join(shlex.split(v.command)),
+            "command": v.command,
             "data": v.data,
             "crops": options.images_seen(model.source.details["position"]["step"]),
             "hours": round(json.loads(history[-1])["seconds"] / 3600, 2),

@@ -71,10 +71,10 @@ def main(values):
     pictures = list(_read(pending))
     from ssdn_tf.inference import pictures as work
 
-    level = _level if level_flags.read_one(values) else None
-    worker = work.Denoiser(values.model, level=level and (lambda model: level(values, model)), tile=values.tile)
+    level_flags.read_one(values)  # refuses ranges
+    worker = work.Denoiser(values.model, values.tile)
     _check_model(values, worker, pictures)
-    limits = limits or _measured(work, [picture for picture, _ in pictures])
+    limits = limits or _measured([picture for picture, _ in pictures])
     if values.noise_from == "set":
         worker.fit_set(_first_planes([picture for picture, _ in pictures]), limits)
     done = 0
@@ -107,7 +107,7 @@ def _denoise(values, work, worker, picture, target, limits):
             if values.uncertainty and std is not None:
                 stds.append(std)
             if values.preview and not preview:
-                preview.append(_preview(work, plane, denoised, std, limits))
+                preview.append(_preview(plane, denoised, std, limits))
             yield denoised
 
     files.write(target, picture, results())
@@ -132,7 +132,7 @@ def _summary(work, noises):
     return ", ".join(parts) or work.describe({})
 
 
-def _preview(work, plane, denoised, std, limits, side=320):
+def _preview(plane, denoised, std, limits, side=320):
     """uint8 [h,w,3]: the middle of noisy | denoised | std (white: a tenth of the range)."""
     panels = [planes.to_unit(plane, limits), planes.to_unit(denoised, limits)]
     if std is not None:
@@ -205,22 +205,21 @@ def _first_planes(pictures):
             continue
 
 
-def _measured(work, pictures):
+def _measured(pictures):
     """The range of the set, said aloud where it is not that of 8 bit."""
     if not pictures:
         raise UserError("expected pictures that can be read, received none.")
-    first = list(_first_planes(pictures))
-    dtypes = sorted({plane.dtype.name for plane in first})
+    dtypes = sorted({picture.dtype.name for picture in pictures})
     if len(dtypes) > 1:
         raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(dtypes)}.")
-    limits = planes.measured_range(first) if first else (0.0, 1.0)
+    limits = planes.measured_range(_first_planes(pictures))
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} (--range sets another).")
     return limits
 
 
 def _check_model(values, worker, pictures):
-    """Loads the models that the pictures need, and refuses flags that do not fit them."""
+    """Loads the models that the pictures need, tells them the level, and refuses flags that do not fit them."""
     from ssdn_tf.inference import tiling
 
     for channels in sorted({shape[-1] for picture, _ in pictures for shape in picture.shapes}):
@@ -229,7 +228,9 @@ def _check_model(values, worker, pictures):
             tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
-        _level(values, model)
+        parameter = _level(values, model)
+        if parameter is not None:
+            worker.parameters[channels] = parameter
         if values.noise_from == "set" and not model.can_fit:
             raise UserError(f"--noise_from=set: {model.experiment.name} cannot fit the noise.")
 

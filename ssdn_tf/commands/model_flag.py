@@ -2,8 +2,6 @@
 
 from absl import flags
 
-from ssdn_tf.errors import UserError
-
 
 def define(values, more=""):
     """Defines --model in a FlagValues. more: what else it takes."""
@@ -34,7 +32,4 @@ def load(values, channels=3):
     """
     from ssdn_tf.inference import predictor, pretrained
 
-    name = values.model or pretrained.DEFAULTS[channels]
-    if not values.model and name not in pretrained.names():
-        raise UserError(f"the package has no network '{name}'; name a model.")
-    return predictor.load(name)
+    return predictor.load(values.model or pretrained.DEFAULTS[channels])

@@ -17,7 +17,7 @@ def measured_range(planes):
     (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
 
     Args:
-        planes: iterable of [H,W,C]; the first 32 are read.
+        planes: iterable of [H,W,C]; the first 32 are read. Without any, 0 and 1.
     """
     values, dtype = [], None
     for plane, _ in zip(planes, range(_SAMPLED_PLANES)):
@@ -26,6 +26,8 @@ def measured_range(planes):
             return 0.0, 255.0
         flat = plane.reshape(-1)
         values.append(flat[:: max(flat.size // _SAMPLED_PIXELS, 1)].astype(np.float64))
+    if not values:
+        return 0.0, 1.0
     low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
     if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
         return 0.0, 1.0

@@ -1,11 +1,10 @@
 """Denoises pictures in the units they come in: arrays and files of any dtype, range and number of planes."""
 
-import functools
 from typing import NamedTuple
 
 import numpy as np
 
-from ssdn_tf.data import files
+from ssdn_tf.data import files, images
 from ssdn_tf.data.planes import measured_range, to_unit
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained
@@ -34,21 +33,24 @@ class Denoiser:
     Args:
         model: what `predictor.load` takes, for all planes; None: the networks of the package for additive noise, in
             colour or gray as the plane is.
-        level: function (Predictor) -> noise parameter for all planes, or None, where it is fitted to each of them (or
-            comes from the model).
         tile: see `Predictor.denoise`.
+
+    parameters: {number of channels: noise parameter of all such planes}; where there is none, it is fitted to each
+        plane (or comes from the model).
     """
 
-    def __init__(self, model=None, level=None, tile=predictor.TILE):
+    def __init__(self, model=None, tile=predictor.TILE):
         self._model = model
-        self._level = level or (lambda _: None)
         self.tile = tile
-        self._parameters = {}  # fitted to a set, by the number of channels
+        self.parameters = {}
+        self._loaded = {}
 
-    @functools.cache  # noqa: B019 (one instance lives as long as the command)
     def predictor(self, channels):
         """The Predictor for planes with so many channels."""
-        return predictor.load(self._model or pretrained.DEFAULTS[channels])
+        name = self._model or pretrained.DEFAULTS[channels]
+        if name not in self._loaded:
+            self._loaded[name] = predictor.load(name)
+        return self._loaded[name]
 
     def fit_set(self, planes, limits):
         """Fits one noise parameter to all planes (an iterable of arrays), for those of their number of channels."""
@@ -56,9 +58,9 @@ class Denoiser:
         for plane in planes:
             model = self.predictor(plane.shape[-1])
             pixels.setdefault(plane.shape[-1], []).append(
-                model.pixels(_as_channels(to_unit(plane, limits), model), self.tile)
+                model.pixels(images.to_channels(to_unit(plane, limits), model.experiment.channels), self.tile)
             )
-        self._parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
+        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
 
     def plane(self, plane, limits):
         """Denoises a plane.
@@ -71,28 +73,15 @@ class Denoiser:
             (denoised float64 [H,W,C], std float32 [H,W,C] or None, noise dict). The first two in the unit of the plane.
         """
         model = self.predictor(plane.shape[-1])
-        parameter = self._parameters.get(plane.shape[-1])
-        parameter = self._level(model) if parameter is None else parameter
-        result = model.denoise(_as_channels(to_unit(plane, limits), model), parameter, self.tile)
+        parameter = self.parameters.get(plane.shape[-1])
+        result = model.denoise(
+            images.to_channels(to_unit(plane, limits), model.experiment.channels), parameter, self.tile
+        )
         scale = limits[1] - limits[0]
-        denoised = _channels_of(result.denoised, plane).astype(np.float64) * scale + limits[0]
+        denoised = images.to_channels(result.denoised, plane.shape[-1]).astype(np.float64) * scale + limits[0]
         std = result.posterior_std
-        std = None if std is None else _channels_of(std, plane) * np.float32(scale)
+        std = None if std is None else images.to_channels(std, plane.shape[-1]) * np.float32(scale)
         return denoised, std, noise_found(model.experiment, result.noise_parameter)
-
-
-def _as_channels(plane, model):
-    channels = model.experiment.channels
-    if plane.shape[-1] == channels:
-        return plane
-    return np.repeat(plane, 3, axis=-1) if channels == 3 else plane.mean(axis=-1, keepdims=True)
-
-
-def _channels_of(result, plane):
-    """The result of a model with other channels, for the channels of the plane."""
-    if result.shape[-1] == plane.shape[-1]:
-        return result
-    return np.repeat(result, 3, axis=-1) if plane.shape[-1] == 3 else result.mean(axis=-1, keepdims=True)
 
 
 def noise_found(experiment, parameter):
@@ -145,7 +134,10 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
     limits = value_range or measured_range(planes)
-    worker = Denoiser(model, level=noise and (lambda p: parameter_of(noise, p.experiment)), tile=tile)
+    worker = Denoiser(model, tile)
+    if noise:
+        channels = planes.shape[-1]
+        worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)
     results = [worker.plane(plane, limits) for plane in planes]
     denoised = np.stack([files.cast(result[0], image.dtype) for result in results]).reshape(image.shape)
     stds = [result[1] for result in results]
