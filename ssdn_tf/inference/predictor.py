@@ -130,9 +130,7 @@ class Predictor:
                 f"expected a picture of the shape [H, W, {self.experiment.channels}], received {noisy.shape}."
             )
         parameter = self._parameter(noise_parameter)
-        model, tiles = self.model, None
-        if tile is not None and noisy.shape[0] * noisy.shape[1] > tile**2:
-            tiles = tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
+        model, tiles = self.model, self._tiles(noisy, tile)
         if parameter is _FITTED and not tiles:
             model, parameter = self._sibling("fitted"), np.zeros(len(LEVELS[self.experiment.noise].numbers))
         elif parameter is _FITTED:
@@ -152,12 +150,9 @@ class Predictor:
             (noisy [n,C], mu_x [n,C], sigma_x [n,C,C]), NumPy.
         """
         noisy = np.asarray(noisy, np.float32)
-        parts = [noisy]
-        if tile is not None and noisy.shape[0] * noisy.shape[1] > tile**2:
-            tiles = list(tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid))
-            chosen = tiles[:: -(-len(tiles) // _FITTED_TILES)]
-            parts = [t.cut(noisy) for t in chosen]
-        found = []
+        tiles, parts, found = self._tiles(noisy, tile), [noisy], []
+        if tiles:
+            parts = [chosen.cut(noisy) for chosen in tiles[:: -(-len(tiles) // _FITTED_TILES)]]
         for part in parts:
             mu_x, sigma_x = self._prior.predict_on_batch(part[None])
             found.append(fitting.thin(part[None], np.asarray(mu_x), np.asarray(sigma_x)))
@@ -166,6 +161,12 @@ class Predictor:
         )
         lit = ops.convert_to_numpy(fitting.is_lit(mu_x[None]))[0]
         return noisy[lit], mu_x[lit], sigma_x[lit]
+
+    def _tiles(self, noisy, tile):
+        """The tiles of a picture that is too large for one piece, else None."""
+        if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
+            return None
+        return tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
 
     def fit(self, pixels, noise=None):
         """The maximum-likelihood noise parameter of a set of pictures that were taken alike.
@@ -301,7 +302,8 @@ def from_pretrained(name):
     Raises:
         UserError: there is none of this name.
     """
-    experiment, card, weights = pretrained.experiment(name), pretrained.card(name), pretrained.weights(name)
+    card, weights = pretrained.card(name), pretrained.weights(name)
+    experiment = Experiment(**card["experiment"])
     model = models.build(experiment).inference
     checkpoints.load_weights(weights, model)
     return Predictor(_compiled(model), experiment, Source("pretrained", weights, card))

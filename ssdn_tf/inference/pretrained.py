@@ -9,7 +9,6 @@ import pathlib
 import numpy as np
 
 from ssdn_tf.data.images import write_whole
-from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints
 
@@ -36,11 +35,6 @@ def card(name):
     if name not in names():
         raise UserError(f"expected one of {', '.join(names())}, received '{name}'.")
     return json.loads((FOLDER / f"{name}.json").read_text())
-
-
-def experiment(name):
-    """The Experiment that a network was trained for. Raises UserError as `card`."""
-    return Experiment(**card(name)["experiment"])
 
 
 def table():

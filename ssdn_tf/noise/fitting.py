@@ -100,8 +100,7 @@ def _covariance(sigma_x, basis, weights):
 
 def _nll(residual, sigma_x, basis, weights):
     sigma_y, variance = _covariance(sigma_x, basis, weights)
-    solved, logdet = linalg.solve_and_logdet(sigma_y, residual, least=variance)
-    return 0.5 * ops.mean(ops.sum(residual * solved, axis=-1) + logdet, axis=-1)
+    return ops.mean(linalg.gaussian_nll(residual, sigma_y, least=variance), axis=-1)
 
 
 def _derivatives(residual, sigma_x, basis, weights):

@@ -78,6 +78,12 @@ def conditional_variance(sigma, noise):
     return ops.maximum(ops.stack(found, axis=-1), 0.0)
 
 
+def gaussian_nll(d, sigma, least=None):
+    """0.5 (d^T sigma^-1 d + log det sigma), [...], for d [..., C] and sigma [..., C, C]; least as above."""
+    x, logdet = solve_and_logdet(sigma, d, least)
+    return 0.5 * (ops.sum(d * x, axis=-1) + logdet)
+
+
 def matvec(a, b):
     """Product `a b` of [..., C, C] with [..., C]; the sum is written by broadcasting."""
     return ops.sum(a * b[..., None, :], axis=-1)

@@ -74,7 +74,7 @@ class NoiseModel:
             float [N, H, W], nats, without the constant 0.5 C log(2 pi).
         """
         mu_y, sigma_y = self.marginal_moments(self.effective_prior(prior), parameter)
-        return gaussian_nll(noisy - mu_y, sigma_y)
+        return linalg.gaussian_nll(noisy - mu_y, sigma_y)
 
     def prior_std(self, prior):
         """Standard deviation of each channel of the effective prior: sqrt of the diagonal of sigma_x, [N,H,W,C]."""
@@ -185,9 +185,3 @@ class AdditiveNoise(NoiseModel):
     def standard_deviation(self, prior, parameter):
         """Noise std, arithmetic mean over channels: [N,H,W], or [N,1,1] where it is one number."""
         return ops.mean(ops.sqrt(self.variance(prior, parameter)), axis=-1)
-
-
-def gaussian_nll(d, sigma):
-    """0.5 (d^T sigma^-1 d + log det sigma), [...], for d [..., C] and sigma [..., C, C]."""
-    x, logdet = linalg.solve_and_logdet(sigma, d)
-    return 0.5 * (ops.sum(d * x, axis=-1) + logdet)

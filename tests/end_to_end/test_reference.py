@@ -33,7 +33,7 @@ from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.inference import published
 from ssdn_tf.noise import prior
 from ssdn_tf.noise.impulse import ImpulseNoise
-from ssdn_tf.noise.model import gaussian_nll
+from ssdn_tf.noise.linalg import gaussian_nll
 from ssdn_tf.noise.poisson import PoissonNoise
 
 VALUES = np.load(pathlib.Path(__file__).parents[1] / "reference" / "values.npz")
