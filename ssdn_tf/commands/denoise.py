@@ -117,19 +117,7 @@ def _denoise(values, work, worker, picture, target, limits):
         images.write(target.with_name(f"{target.stem}-preview.png"), preview[0])
     height, width, _ = picture.shapes[0]
     count = "" if len(picture) == 1 else f"{len(picture)} planes of "
-    return f"{target}: {count}{width}x{height}, {_summary(work, noises)}"
-
-
-def _summary(work, noises):
-    """The noise of one plane, or the least and the most of several."""
-    if len(noises) == 1:
-        return work.describe(noises[0])
-    parts = []
-    for name in dict.fromkeys(name for noise in noises for name in noise):
-        found = [noise[name] for noise in noises if name in noise]
-        same = f"{min(found):.3g}" == f"{max(found):.3g}"
-        parts.append(f"{name} {min(found):.3g}" + ("" if same else f" to {max(found):.3g}"))
-    return ", ".join(parts) or work.describe({})
+    return f"{target}: {count}{width}x{height}, {work.describe(*noises)}"
 
 
 def _preview(plane, denoised, std, limits, side=320):

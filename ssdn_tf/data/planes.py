@@ -60,22 +60,16 @@ class NoisyPlanes:
     def __init__(self, paths, crop, memory_mb=2048, limits=None):
         self.names, planes, small = [], [], []
         left = memory_mb * 2**20
-        for path in paths:
-            try:
-                for number, plane in enumerate(files.read(path)):
-                    if min(plane.shape[:2]) < crop:
-                        small.append(path.name)
-                        continue
-                    left -= 4 * plane.size
-                    if left < 0:
-                        raise MemoryError
-                    planes.append(plane)
-                    self.names.append(f"{path.name}#{number}")
-            except UserError as error:
-                images.warn(f"left out {error}")
-            except MemoryError:
+        for name, plane in _planes(paths):
+            if min(plane.shape[:2]) < crop:
+                small.append(name.rpartition("#")[0])
+                continue
+            left -= 4 * plane.size
+            if left < 0:
                 images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")
                 break
+            planes.append(plane)
+            self.names.append(name)
         if small:
             images.warn(f"left out {images.enumerate_names(small)}: smaller than the crop of {crop}x{crop}.")
         if not planes:
@@ -109,3 +103,13 @@ class NoisyPlanes:
     def at_least(self, side):
         """The planes that hold a square of this side: a Subset."""
         return Subset(self, [i for i, least in enumerate(self.sides()) if least >= side])
+
+
+def _planes(paths):
+    """(name, plane) of all files; one that cannot be read, or its rest, is left out with a warning."""
+    for path in paths:
+        try:
+            for number, plane in enumerate(files.read(path)):
+                yield f"{path.name}#{number}", plane
+        except UserError as error:
+            images.warn(f"left out {error}")

@@ -101,9 +101,14 @@ def noise_found(experiment, parameter):
     return {name: value for name, value in values.items() if value is not None}
 
 
-def describe(noise):
-    """A dict of `noise_found` in words: "sigma 24.8"."""
-    return ", ".join(f"{name} {value:.3g}" for name, value in noise.items()) or "noise level unknown"
+def describe(*noises):
+    """Dicts of `noise_found` in words: "sigma 24.8", or the least and the most, "sigma 24.1 to 25"."""
+    parts = []
+    for name in dict.fromkeys(name for noise in noises for name in noise):
+        found = [noise[name] for noise in noises if name in noise]
+        least, most = f"{min(found):.3g}", f"{max(found):.3g}"
+        parts.append(f"{name} {least}" + ("" if least == most else f" to {most}"))
+    return ", ".join(parts) or "noise level unknown"
 
 
 def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.TILE):
