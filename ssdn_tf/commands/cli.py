@@ -50,6 +50,14 @@ def execute(main, define, text, argv=None, needs_flags=False):
     return 1
 
 
+def parse(define, argv):
+    """The FlagValues of another command, which this one runs."""
+    values = flags.FlagValues()
+    define(values)
+    values(argv)
+    return values
+
+
 @contextlib.contextmanager
 def errors_about(flag):
     """Adds the name of a flag to errors of the library about its value."""
@@ -94,6 +102,14 @@ def data_dir_flag(values):
     flags.DEFINE_string(
         "data_dir", os.environ.get("SSDN_DATA_DIR"),
         "folder with kodak, BSDS300, Set14 (default: the environment variable SSDN_DATA_DIR)", flag_values=values,
+    )  # fmt: skip
+
+
+def range_flag(values, what):
+    """--range. what: it is measured over."""
+    flags.DEFINE_string(
+        "range", None, "intensities of black and white, such as 100,4095 (default: 0,255 for 8 bit; else measured over "
+        f"all {what})", flag_values=values,
     )  # fmt: skip
 
 

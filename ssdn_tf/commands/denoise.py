@@ -1,6 +1,8 @@
 """denoise.py: denoises picture files."""
 
+import dataclasses
 import pathlib
+import shlex
 import sys
 
 import numpy as np
@@ -15,6 +17,7 @@ TEXT = """Denoises a picture, or a folder of them. The noise level is found by i
 
     python denoise.py --input=noisy.png --output=denoised.png
     python denoise.py --input=FOLDER --output=ANOTHER_FOLDER                 all pictures, subfolders too
+    python denoise.py --input=FOLDER --output=ANOTHER_FOLDER --adapt=5min    better: trained on these pictures first
     python denoise.py --input=stack.tif --output=denoised.tif --uncertainty
     python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=denoised.png
 
@@ -40,18 +43,23 @@ def define(values):
         flags.DEFINE_bool(
             "preview", False, "also write NAME-preview.png: the middle of noisy, denoised and std", flag_values=values
         )
-        flags.DEFINE_string(
-            "range", None, "intensities of black and white, such as 100,4095 (default: 0,255 for 8 bit; else measured "
-            "over all pictures)", flag_values=values,
-        )  # fmt: skip
+        cli.range_flag(values, "pictures")
     with cli.group(values, "Model"):
         model_flag.define(values)
+        flags.DEFINE_string(
+            "adapt", None, "first train the network on the pictures themselves for so long, such as 5min; it stays in "
+            "OUTPUT-network", flag_values=values,
+        )  # fmt: skip
         flags.DEFINE_integer(
             "tile", 1536, "side in pixels of the tiles in which pictures of more than tile^2 pixels are denoised; the "
             "paper's network takes 7 KB of memory a pixel", lower_bound=1, flag_values=values,
         )  # fmt: skip
     with cli.group(values, "Noise"):
         level_flags.define(values, " (default: found by maximum likelihood, or what the model learned)", ranges=False)
+        flags.DEFINE_string(
+            "levels", None, "CSV file with the levels of each picture: a column file, and sigma, lam or alpha; the "
+            "level of an empty cell is found", flag_values=values,
+        )  # fmt: skip
         flags.DEFINE_enum(
             "noise_from", "each", ("each", "set"), "the level is found for each picture, or once for the set",
             flag_values=values,
@@ -64,45 +72,49 @@ def main(values):
         return 0
     limits = cli.parse_range(values.range)
     pairs = _pairs(values)
+    levels = _levels_of_files(values, pairs)
     pending = [pair for pair in pairs if values.overwrite or not pair[1].exists() or len(pairs) == 1]
     if not pending:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
-    pictures = list(_read(pending))
+    level_flags.read_one(values)  # refuses ranges
+    survey = _survey(pairs)
+    limits = limits or _measured(survey)
+    if values.adapt:
+        code = _adapt(values, survey, limits)
+        if code:
+            return code
     from ssdn_tf.inference import pictures as work
 
-    level_flags.read_one(values)  # refuses ranges
-    worker = work.Denoiser(values.model, values.tile)
-    _check_model(values, worker, pictures)
-    limits = limits or _measured([picture for picture, _ in pictures])
+    worker = work.Denoiser(_network(values) if values.adapt else values.model, values.tile)
+    _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
-        worker.fit_set(_first_planes([picture for picture, _ in pictures]), limits)
-    done = 0
-    bar = tqdm.tqdm(pictures, unit="picture", disable=len(pictures) == 1)
-    for picture, target in bar:
+        worker.fit_set(_first_planes(survey.files), limits)
+    readable = [(source, target) for source, target in pending if source in survey.files]
+    failed = len(pending) - len(readable)
+    bar = tqdm.tqdm(readable, unit="picture", disable=len(pairs) == 1)
+    for source, target in bar:
         try:
-            sentence = _denoise(values, work, worker, picture, target, limits)
+            bar.write(_denoise(values, work, worker, source, target, limits, levels.get(source)))
         except UserError as error:
             if len(pairs) == 1:
                 raise
             images.warn(f"left out {error}")
-            continue
-        done += 1
-        bar.write(sentence)
-    failed = len(pending) - done
+            failed += 1
     if failed:
         raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
     return 0
 
 
-def _denoise(values, work, worker, picture, target, limits):
-    """Denoises one file; returns what to say about it."""
+def _denoise(values, work, worker, source, target, limits, level):
+    """Denoises one file; returns what to say about it. level: of this file, as a dict, or None."""
+    picture = files.read(source)
     noises, stds, preview = [], [], []
 
     def results():
         for i in range(len(picture)):
             plane = picture[i]
-            denoised, std, noise = worker.plane(plane, limits)
+            denoised, std, noise = worker.plane(plane, limits, level)
             noises.append(noise)
             if values.uncertainty and std is not None:
                 stds.append(std)
@@ -173,52 +185,119 @@ def _pairs(values):
     return [(file, target / name) for file, name in files.find(source)]
 
 
-def _read(pairs):
-    """(Picture, target) of the pairs; of several, those that cannot be read get a warning."""
-    for source, target in pairs:
+@dataclasses.dataclass(frozen=True)
+class _Survey:
+    """What the pictures have in common. files: those that can be read; dtypes, channels: sorted, each once."""
+
+    files: list
+    dtypes: list
+    channels: list
+
+
+def _survey(pairs):
+    """Looks at all pictures, those that are done too, so that a second start takes the same range and network."""
+    found, dtypes, channels = [], set(), set()
+    for source, _ in pairs:
         try:
-            yield files.read(source), target
+            picture = files.read(source)
         except UserError as error:
             if len(pairs) == 1:
                 raise
             images.warn(f"left out {error}")
+            continue
+        found.append(source)
+        dtypes.add(picture.dtype.name)
+        channels.update(shape[-1] for shape in picture.shapes)
+    if not found:
+        raise UserError("expected pictures that can be read, received none.")
+    return _Survey(found, sorted(dtypes), sorted(channels))
 
 
-def _first_planes(pictures):
+def _first_planes(sources):
     """The first plane of each picture; damaged ones are left out (they are reported when their turn comes)."""
-    for picture in pictures:
+    for source in sources:
         try:
-            yield picture[0]
+            yield files.read(source)[0]
         except UserError:
             continue
 
 
-def _measured(pictures):
+def _measured(survey):
     """The range of the set, said aloud where it is not that of 8 bit."""
-    if not pictures:
-        raise UserError("expected pictures that can be read, received none.")
-    dtypes = sorted({picture.dtype.name for picture in pictures})
-    if len(dtypes) > 1:
-        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(dtypes)}.")
-    limits = planes.measured_range(_first_planes(pictures))
+    if len(survey.dtypes) > 1:
+        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(survey.dtypes)}.")
+    limits = planes.measured_range(_first_planes(survey.files))
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} (--range sets another).")
     return limits
 
 
-def _check_model(values, worker, pictures):
+def _levels_of_files(values, pairs):
+    """{file: {"sigma": 25.0}} of --levels; of a file without levels, the noise is found. {} without the flag."""
+    if not values.levels:
+        return {}
+    given = [name for name in level_flags.names() if values[name].value is not None]
+    if given or values.noise_from == "set":
+        raise UserError(
+            f"--levels and --{(given or ['noise_from=set'])[0]} both say the noise level; give one of them."
+        )
+    with cli.errors_about("levels"):
+        rows = level_flags.read_table(values.levels)
+        root = pathlib.Path(values.input)
+        names = {source: source.relative_to(root).as_posix() if root.is_dir() else source.name for source, _ in pairs}
+        missing = [name for name in names.values() if name not in rows]
+        if missing:
+            listed = images.enumerate_names(missing)
+            raise UserError(f"expected a row for each picture in '{values.levels}', received none for {listed}.")
+    return {source: rows[name] for source, name in names.items() if rows[name]}
+
+
+# ---------------------------------------------------------------- a network for these pictures
+
+
+def _network(values):
+    """Folder of the network that --adapt trains: beside the output, so that the same command finds it again."""
+    output = pathlib.Path(values.output)
+    output = output if output.name else output.resolve()
+    name = output.stem if output.suffix.lower() in files.SUFFIXES else output.name
+    return output.with_name(f"{name}-network")
+
+
+def _adapt(values, survey, limits):
+    """Trains on the pictures as `train.py --preset=adapt` does; the exit code."""
+    from ssdn_tf.commands import train, train_flags
+
+    if len(survey.channels) > 1:
+        raise UserError("--adapt: expected pictures that are all gray or all colour, received both.")
+    flag_values = {
+        "preset": "adapt",
+        "train_data": values.input,
+        "budget": values.adapt,
+        "channels": survey.channels[0],
+        "range": "{},{}".format(*limits),
+        "run_dir": _network(values),
+        "warm_start": values.model,
+    } | {name: values[name].value for name in level_flags.names()}
+    arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]
+    training = cli.parse(train_flags.define, ["train.py", *arguments])
+    return train.main(training, shlex.join(["python", "denoise.py", *sys.argv[1:]]))
+
+
+def _check_model(values, worker, channels):
     """Loads the models that the pictures need, tells them the level, and refuses flags that do not fit them."""
     from ssdn_tf.inference import tiling
 
-    for channels in sorted({shape[-1] for picture, _ in pictures for shape in picture.shapes}):
-        model = worker.predictor(channels)
+    for number in channels:
+        model = worker.predictor(number)
         try:
             tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
         parameter = _level(values, model)
+        if parameter is None and values.adapt:
+            parameter = "fitted"  # of each picture, not the one level that the network was trained with
         if parameter is not None:
-            worker.parameters[channels] = parameter
+            worker.parameters[number] = parameter
         if values.noise_from == "set" and not model.can_fit:
             raise UserError(f"--noise_from=set: {model.experiment.name} cannot fit the noise.")
 

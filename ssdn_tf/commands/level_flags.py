@@ -3,6 +3,8 @@
 Loads neither Keras nor TensorFlow, as the client of a server uses it too.
 """
 
+import csv
+
 from absl import flags
 
 from ssdn_tf.commands import cli
@@ -113,6 +115,33 @@ def read_one(values):
                 level.parse_one(values[name].value)
     found = read_any(values)
     return found and found[:2]
+
+
+def read_table(path):
+    """{file name: {"sigma": 25.0}} of a CSV file with a column `file` and columns named as the flags; cells may be empty.
+
+    Raises:
+        UserError: no such table, or a level that is not legal.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"expected a CSV file, received '{path}', which cannot be read ({error}).") from error
+    columns = set(rows[0]) if rows else set()
+    if "file" not in columns or not columns & set(NAMES) or columns - {"file", *NAMES}:
+        listed = ", ".join(map(str, rows[0])) if rows else "none"
+        raise UserError(f"{path}: expected the columns file and {' or '.join(NAMES)}, received {listed}.")
+    levels = {}
+    for row in rows:
+        if row["file"] in levels:
+            raise UserError(f"{path}: expected each file once, received '{row['file']}' twice.")
+        given = {name: row[name] for name in NAMES if row.get(name)}
+        try:
+            levels[row["file"]] = {name: NAMES[name].parse_one(text) for name, text in given.items()}
+        except ValueError as error:
+            raise UserError(f"{path}, {row['file']}: {error}") from None
+    return levels
 
 
 def _parsed(flag, parse, text, level):

@@ -25,8 +25,11 @@ def train():
     sys.exit(cli.execute(main, train_flags.define, TEXT, needs_flags=True))
 
 
-def main(values):
-    """Trains as the flags say; returns the exit code."""
+def main(values, command=None):
+    """Trains as the flags say; returns the exit code.
+
+    command: the command line that continues this training, where it is not one of train.py.
+    """
     began = time.monotonic()
     options = train_flags.options_from_flags(values)
     from ssdn_tf.training import tf_config, workers
@@ -41,7 +44,7 @@ def main(values):
         devices = _make_devices(values, options)
         # Worker 0 reports for all.
         log = functools.partial(print, flush=True) if devices.is_chief else lambda *_: None
-        return _train(values, options, devices, log, began)
+        return _train(values, options, devices, log, began, command)
 
 
 def _make_devices(values, options):
@@ -59,7 +62,7 @@ def _make_devices(values, options):
     return devices
 
 
-def _train(values, options, devices, log, began):
+def _train(values, options, devices, log, began, command):
     from ssdn_tf.training import folder
     from ssdn_tf.training.run import Run
 
@@ -71,9 +74,10 @@ def _train(values, options, devices, log, began):
     log(f"{len(run.store)} images; {_plan(run.options)}" + (f"; continues after {_images(run)}" if run.step else ""))
     deadline = math.inf if values.max_minutes is None else began + 60 * values.max_minutes
     if run.fit(60 * values.checkpoint_minutes, deadline):
-        log(f"Done. Next: python evaluate.py --model={run_dir}")
+        if not command:
+            log(f"Done. Next: python evaluate.py --model={run_dir}")
         return 0
-    log(f"Saved after {_images(run)}. To continue: {_same_command(run_dir)}")
+    log(f"Saved after {_images(run)}. To continue: {command or _same_command(run_dir)}")
     return 130 if run.stopped_by_signal else 0
 
 

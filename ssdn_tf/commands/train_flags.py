@@ -73,6 +73,7 @@ def _data(values):
         **define,
     )
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
+    cli.range_flag(values, "images, with --noisy")
     flags.DEFINE_bool("augment", None, "flip and transpose crops at random (default: yes, no for paper)", **define)
     flags.DEFINE_string(
         "validation",
@@ -282,6 +283,7 @@ def options_from_flags(values):
         experiment=experiment,
         train_data=values.train_data,
         noisy_already=values.noisy,
+        value_range=_value_range(values),
         stages=_stages(settings["stages"], DESIGNS[experiment.network].grid),
         start=settings["parameter_start"],
         rate=settings["parameter_rate"],
@@ -332,6 +334,12 @@ def _stages(text, grid):
             if stage.crop % grid:
                 raise ValueError(f"expected crops that are multiples of {grid}, received {stage.crop}.")
     return stages
+
+
+def _value_range(values):
+    if values.range and not values.noisy:
+        raise UserError("--range is for images that are noisy already; expected --noisy with it.")
+    return cli.parse_range(values.range)
 
 
 def _check_noisy(values, experiment):

@@ -62,18 +62,19 @@ class Denoiser:
             )
         self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
 
-    def plane(self, plane, limits):
+    def plane(self, plane, limits, noise=None):
         """Denoises a plane.
 
         Args:
             plane: [H,W,C], any real dtype.
             limits: (black, white), see `data.planes.measured_range`.
+            noise: of this plane, such as {"sigma": 25}; it goes before `parameters`.
 
         Returns:
             (denoised float64 [H,W,C], std float32 [H,W,C] or None, noise dict). The first two in the unit of the plane.
         """
         model = self.predictor(plane.shape[-1])
-        parameter = self.parameters.get(plane.shape[-1])
+        parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(plane.shape[-1])
         result = model.denoise(
             images.to_channels(to_unit(plane, limits), model.experiment.channels), parameter, self.tile
         )

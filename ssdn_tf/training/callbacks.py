@@ -137,22 +137,22 @@ class Stop(keras.callbacks.Callback):
 
 
 class Report(keras.callbacks.Callback):
-    """Reports at the end of each whole epoch.
+    """Reports at the end of each epoch that was not cut short.
 
     Args:
         counter: Counter.
         report: function (speed in steps a second).
-        steps: of a whole interval between reports.
-        last_step: of the stage, where an interval may be shorter.
+        steps: between two reports, counted from `first`; a restart may have another interval.
+        first, last: step before and after the stage.
     """
 
-    def __init__(self, counter, report, steps, last_step):
+    def __init__(self, counter, report, steps, first, last):
         super().__init__()
-        self.counter, self.report, self.steps, self.last_step = counter, report, steps, last_step
+        self.counter, self.report, self.steps, self.first, self.last = counter, report, steps, first, last
 
     def on_epoch_end(self, epoch, logs=None):
         position = self.counter.position
-        if position.steps == self.steps or position.step == self.last_step:
+        if (position.step - self.first) % self.steps == 0 or position.step == self.last:
             self.report(self.counter.speed)
             position.reported()
 

@@ -208,7 +208,7 @@ class Run:
         counter = callbacks.Counter(self.position)
         watching = [counter, stop]
         if self.devices.is_chief:
-            watching.append(callbacks.Report(counter, self._report, report_steps, first + stage.steps))
+            watching.append(callbacks.Report(counter, self._report, report_steps, first, first + stage.steps))
         watching.append(callbacks.Divergence())
         if self.devices.is_chief:
             watching.append(callbacks.Checkpoint(counter, self.save, checkpoint_seconds))

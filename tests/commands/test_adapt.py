@@ -13,6 +13,11 @@ def call(*arguments):
     return cli.execute(train.main, train_flags.define, "TEXT", ["x.py", *map(str, arguments)])
 
 
+def denoised_by(*arguments):
+    """Exit code of denoise.py."""
+    return cli.execute(denoise.main, denoise.define, "TEXT", ["x.py", *map(str, arguments)])
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Float TIFFs of a shaded ground with noise of sigma 25 (of 255)."""
@@ -40,10 +45,48 @@ def test_the_network_of_the_package_adapts_to_noisy_pictures(folder, tmp_path, c
     out = capsys.readouterr().out
     assert "continues after" in out and "Done." in out and "Noise of the images" not in out
     target = tmp_path / "out"
-    arguments = ["x.py", f"--model={tmp_path / 'run'}", f"--input={folder}", f"--output={target}"]
-    assert cli.execute(denoise.main, denoise.define, "TEXT", arguments) == 0
+    assert denoised_by(f"--model={tmp_path / 'run'}", f"--input={folder}", f"--output={target}") == 0
     noisy, denoised = (tifffile.imread(path / "0.tif") for path in (folder, target))
     assert denoised.dtype == np.float32 and np.std(np.diff(denoised, axis=0)) < 0.2 * np.std(np.diff(noisy, axis=0))
+
+
+def test_denoising_trains_on_the_pictures_first_where_it_is_asked_to(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(train_flags.PRESETS, "adapt", train_flags.PRESETS["adapt"] | {"stages": "64x1"})
+    target = tmp_path / "out"
+    arguments = [f"--input={folder}", f"--output={target}", "--adapt=1s"]
+    assert denoised_by(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "Noise of the images: " in out and "python evaluate.py" not in out
+    levels = [float(line.rsplit("sigma ", 1)[1]) for line in out.splitlines() if "96x96" in line]
+    assert len(set(levels)) == 3 and levels == pytest.approx([25.0] * 3, rel=0.15)  # each file has its own
+    options = json.loads((tmp_path / "out-network" / "options.json").read_text())
+    assert options["budget"] == 1.0 and options["train_data"] == str(folder)
+    # The network is there for more pictures, and the same command trains no second time.
+    (target / "1.tif").unlink()
+    assert denoised_by(*arguments) == 0 and "continues after" in capsys.readouterr().out
+    assert denoised_by(f"--model={tmp_path / 'out-network'}", f"--input={folder}", f"--output={tmp_path / 'x'}") == 0
+    assert denoised_by(*arguments, "--overwrite", "--adapt=2s") == 1
+    assert "was started with other options: expected budget=1.0, received budget=2.0" in capsys.readouterr().err
+
+
+def test_adapting_needs_pictures_of_one_kind(folder, tmp_path, capsys):
+    mixed = tmp_path / "in"
+    mixed.mkdir()
+    for channels, name in ((1, "gray"), (3, "colour")):
+        np.save(mixed / f"{name}.npy", np.full((96, 96, channels), 0.5, np.float32))
+    assert denoised_by(f"--input={mixed}", f"--output={tmp_path / 'out'}", "--adapt=5min") == 1
+    assert "--adapt: expected pictures that are all gray or all colour" in capsys.readouterr().err
+    assert denoised_by(f"--input={folder}", f"--output={tmp_path / 'out'}", "--adapt=soon") == 1
+    assert "expected a time such as 90s, 30min or 2h, received 'soon'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists() and not (tmp_path / "out-network").exists()
+
+
+def test_a_range_is_for_noisy_images(folder, tmp_path, capsys):
+    flags = [f"--train_data={folder}", f"--run_dir={tmp_path / 'run'}", "--range=0,2"]
+    assert call(*flags) == 1 and "--range is for images that are noisy already" in capsys.readouterr().err
+    steps = ["--preset=adapt", "--stages=64x1", "--train_images=6", "--jit=off", "--validation=none", "--max_minutes=0"]
+    assert call(*flags, *steps) == 0
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["value_range"] == [0, 2]
 
 
 def test_what_does_not_go_with_adapting_is_refused(folder, tmp_path, capsys):

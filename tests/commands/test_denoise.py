@@ -128,6 +128,44 @@ def test_one_level_for_the_set(run_dir, tmp_path, capsys):
     assert len(levels) == 1
 
 
+def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
+    source, table = write_pictures(tmp_path / "in"), tmp_path / "levels.csv"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", f"--levels={table}"]
+    table.write_text("file,sigma\n1.png,10\n2.png,\nsub/0.png,40\n")
+    assert call(*flags) == 0
+    lines = {line.split(":")[0].rsplit("/", 1)[1]: line for line in capsys.readouterr().out.splitlines() if ":" in line}
+    assert lines["1.png"].endswith("sigma 10") and lines["0.png"].endswith("sigma 40")
+    assert not lines["2.png"].endswith(("sigma 10", "sigma 40"))  # an empty cell is found
+    for text, words in {
+        "file,sigma\n1.png,10\n": "expected a row for each picture in",
+        "file,sigma\n1.png,-3\n": "1.png: expected a number between 0 and 255 (std, of 255), received '-3'",
+        "file,gamma\n1.png,10\n": "expected the columns file and sigma or lam or alpha, received file, gamma",
+        "file,sigma\n1.png,1\n1.png,2\n": "expected each file once, received '1.png' twice",
+        "": "expected the columns file and",
+        "file,lam\n1.png,5\n2.png,\nsub/0.png,\n": "noise: expected sigma for",
+    }.items():
+        table.write_text(text)
+        assert call(*flags, "--overwrite") == 1
+        assert words in capsys.readouterr().err
+    assert call(*flags, "--sigma=25") == 1
+    assert "--levels and --sigma both say the noise level" in capsys.readouterr().err
+    table.unlink()
+    assert call(*flags) == 1 and "expected a CSV file, received" in capsys.readouterr().err
+
+
+def test_a_second_start_takes_the_range_of_the_whole_set(run_dir, tmp_path):
+    """And not that of what is left to do."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for name, most in (("a", 900), ("b", 30000)):
+        tifffile.imwrite(source / f"{name}.tif", np.random.default_rng(0).integers(0, most, (24, 24), np.uint16))
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25"]
+    assert call(*flags) == 0
+    before = (target / "a.tif").read_bytes()
+    (target / "a.tif").unlink()
+    assert call(*flags) == 0 and (target / "a.tif").read_bytes() == before
+
+
 def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsys):
     source, folder = tmp_path / "in.png", tmp_path / "folder"
     Image.fromarray(np.full((32, 32, 3), 120, np.uint8)).save(source)

@@ -107,17 +107,26 @@ def test_steps_at_once_are_counted():
 def test_a_report_covers_what_was_done_before_a_restart():
     reports, position = [], Position(step=4, steps=2, loss=2.0, seconds=10.0)
     counter = Counter(position)
-    report = Report(counter, lambda speed: reports.append((position.step, position.steps, position.loss)), 5, 100)
+    report = Report(counter, lambda speed: reports.append((position.step, position.steps, position.loss)), 5, 2, 100)
     run([counter, report], 3)
     assert reports == [(7, 5, (2.0 * 2 + 0.5 * 3) / 5)]
     assert position == Position(step=7)
+
+
+def test_reports_go_on_where_a_restart_has_another_interval():
+    found, position = [], Position(step=36, steps=6)
+    counter = Counter(position)
+    report = Report(counter, lambda speed: found.append((position.step, position.steps)), 8, 0, 100)
+    for steps in (4, 8):
+        run([counter, report], steps)
+    assert found == [(40, 10), (48, 8)]
 
 
 def test_an_interval_that_is_not_whole_is_reported_at_the_end_of_a_stage_only():
     def reports(last_step):
         found, position = [], Position(step=4)
         counter = Counter(position)
-        run([counter, Report(counter, lambda speed: found.append(position.step), 5, last_step)], 3)
+        run([counter, Report(counter, lambda speed: found.append(position.step), 5, 0, last_step)], 3)
         return found
 
     assert reports(7) == [7] and reports(100) == []
