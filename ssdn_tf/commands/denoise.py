@@ -46,6 +46,7 @@ def define(values):
         cli.range_flag(values, "pictures")
     with cli.group(values, "Model"):
         model_flag.define(values)
+        model_flag.define_ensemble(values)
         flags.DEFINE_string(
             "adapt", None, "first train the network on the pictures themselves for so long, such as 5min; it stays in "
             "OUTPUT-network", flag_values=values,
@@ -86,7 +87,7 @@ def main(values):
             return code
     from ssdn_tf.inference import pictures as work
 
-    worker = work.Denoiser(_network(values) if values.adapt else values.model, values.tile)
+    worker = work.Denoiser(_network(values) if values.adapt else values.model, values.tile, values.ensemble)
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)

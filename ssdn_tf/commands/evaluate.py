@@ -30,6 +30,7 @@ def define(values):
     """The flags of evaluate.py."""
     with cli.group(values, "Model"):
         model_flag.define(values, "; none: only the --baseline")
+        model_flag.define_ensemble(values)
         flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values)
         flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=values)
     with cli.group(values, "Data"):
@@ -109,7 +110,9 @@ def _denoiser(values, predictor):
         raise UserError(f"--parameter_source=fitted: {predictor.experiment.name} cannot fit the noise.")
     if source == "known" and not predictor.needs_level:
         raise UserError(f"--parameter_source=known: {predictor.experiment.name} cannot be told the noise level.")
-    return protocol.model_denoiser(predictor, fitted=source == "fitted")
+    if values.ensemble > 1 and predictor.source.kind == "saved_model":
+        raise UserError("--ensemble: expected a run or a network of the package, received a SavedModel.")
+    return protocol.model_denoiser(predictor, fitted=source == "fitted", ensemble=values.ensemble)
 
 
 def _tested(values, experiment):

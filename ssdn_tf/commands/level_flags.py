@@ -118,7 +118,7 @@ def read_one(values):
 
 
 def read_table(path):
-    """{file name: {"sigma": 25.0}} of a CSV file with a column `file` and columns named as the flags; cells may be empty.
+    """{file name: {"sigma": 25.0}} of a CSV file with the columns `file` and those of the flags; cells may be empty.
 
     Raises:
         UserError: no such table, or a level that is not legal.

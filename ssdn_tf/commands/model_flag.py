@@ -12,6 +12,14 @@ def define(values, more=""):
     )  # fmt: skip
 
 
+def define_ensemble(values):
+    """Defines --ensemble in a FlagValues."""
+    flags.DEFINE_integer(
+        "ensemble", 1, "orientations of each picture whose priors are averaged, 1 to 8: better, and as many times as "
+        "slow", lower_bound=1, upper_bound=8, flag_values=values,
+    )  # fmt: skip
+
+
 def is_list(values):
     """True for --model=list, after the networks are printed."""
     if values.model != "list":

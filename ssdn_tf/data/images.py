@@ -107,6 +107,13 @@ def flip(image, number):
     return image.swapaxes(0, 1) if number & 4 else image
 
 
+def unflip(image, number):
+    """The inverse of `flip`."""
+    image = image.swapaxes(0, 1) if number & 4 else image
+    image = image[:, ::-1] if number & 2 else image
+    return image[::-1] if number & 1 else image
+
+
 def to_uint8(image):
     """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
     return _quantize(image, np.uint8)

@@ -189,19 +189,22 @@ class Denoiser:
         return self.experiment is not None and self.experiment.parameter_source in ("global", "per_image", "fitted")
 
 
-def model_denoiser(predictor, fitted=False):
+def model_denoiser(predictor, fitted=False, ensemble=1):
     """Denoiser of a Predictor, told the true noise parameter if it needs one. It sees the padding, as published.
 
     fitted: the noise parameter is fitted to each picture instead.
+    ensemble: orientations of the picture, see `Predictor.denoise`.
     """
     experiment = predictor.experiment
     if fitted:
         experiment = dataclasses.replace(experiment, parameter_source="fitted")
 
     def denoise(case):
-        return predictor.denoise(case.padded, "fitted" if fitted else case.parameter).crop(*case.clean.shape[:2])
+        parameter = "fitted" if fitted else case.parameter
+        return predictor.denoise(case.padded, parameter, ensemble=ensemble).crop(*case.clean.shape[:2])
 
-    return Denoiser(experiment.name, denoise, experiment)
+    name = experiment.name if ensemble == 1 else f"{experiment.name}-x{ensemble}"
+    return Denoiser(name, denoise, experiment)
 
 
 def cbm3d_denoiser(tested):

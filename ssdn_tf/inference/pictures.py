@@ -33,15 +33,15 @@ class Denoiser:
     Args:
         model: what `predictor.load` takes, for all planes; None: the networks of the package for additive noise, in
             colour or gray as the plane is.
-        tile: see `Predictor.denoise`.
+        tile, ensemble: see `Predictor.denoise`.
 
     parameters: {number of channels: noise parameter of all such planes}; where there is none, it is fitted to each
         plane (or comes from the model).
     """
 
-    def __init__(self, model=None, tile=predictor.TILE):
+    def __init__(self, model=None, tile=predictor.TILE, ensemble=1):
         self._model = model
-        self.tile = tile
+        self.tile, self.ensemble = tile, ensemble
         self.parameters = {}
         self._loaded = {}
 
@@ -75,9 +75,8 @@ class Denoiser:
         """
         model = self.predictor(plane.shape[-1])
         parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(plane.shape[-1])
-        result = model.denoise(
-            images.to_channels(to_unit(plane, limits), model.experiment.channels), parameter, self.tile
-        )
+        noisy = images.to_channels(to_unit(plane, limits), model.experiment.channels)
+        result = model.denoise(noisy, parameter, self.tile, self.ensemble)
         scale = limits[1] - limits[0]
         denoised = images.to_channels(result.denoised, plane.shape[-1]).astype(np.float64) * scale + limits[0]
         std = result.posterior_std
@@ -112,7 +111,7 @@ def describe(*noises):
     return ", ".join(parts) or "noise level unknown"
 
 
-def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.TILE):
+def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.TILE, ensemble=1):
     """Denoises an array.
 
     Args:
@@ -124,6 +123,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
             white), both, or {"alpha": 0.5}. Default: found by maximum likelihood, for each picture.
         value_range: (black, white); default: see `data.planes.measured_range`.
         tile: pictures of more than tile^2 pixels are denoised in tiles, which bounds the memory.
+        ensemble: orientations of the picture, 1 to 8, whose priors are averaged: better, and as many times as slow.
 
     Returns:
         Denoised.
@@ -140,7 +140,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
     limits = value_range or measured_range(planes)
-    worker = Denoiser(model, tile)
+    worker = Denoiser(model, tile, ensemble)
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)

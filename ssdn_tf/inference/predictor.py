@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
@@ -104,7 +105,7 @@ class Predictor:
         """Pixels at the inner borders of a tile that are computed and not kept."""
         return DESIGNS[self.experiment.network].halo(self.experiment.blindspot)
 
-    def denoise(self, noisy, noise_parameter=None, tile=TILE):
+    def denoise(self, noisy, noise_parameter=None, tile=TILE, ensemble=1):
         """Denoises one picture.
 
         Args:
@@ -116,14 +117,19 @@ class Predictor:
                 `grid`, which bounds the memory. None: never. The result is that of the whole picture up to rounding,
                 with two exceptions: a SavedModel that finds the level of each picture finds it for each tile; and a
                 level is fitted to some of the tiles.
+            ensemble: how many orientations of the picture the network sees, 1 to 8 (flips, then transposes); mu_x and
+                sigma_x are averaged over them before the noisy pixel is brought in. It takes that many times as long.
 
         Returns:
             Prediction.
 
         Raises:
             ValueError: another shape, or a tile side that cannot be used.
-            UserError: the model needs a noise parameter and cannot fit one, received none.
+            UserError: the model needs a noise parameter and cannot fit one, received none; or a SavedModel and an
+                ensemble.
         """
+        if ensemble > 1 and not isinstance(self.model, keras.Model):
+            raise UserError("expected a run or a network of the package for an ensemble, received a SavedModel.")
         noisy = np.asarray(noisy, np.float32)
         if noisy.ndim != 3 or noisy.shape[-1] != self.experiment.channels or not noisy.size:
             raise ValueError(
@@ -138,7 +144,8 @@ class Predictor:
         elif self.experiment.parameter_source == "per_image" and tiles and isinstance(model, keras.Model):
             # A picture has one level, so it is estimated first and then given to all tiles.
             model, parameter = self._sibling("known"), self._estimate(noisy, tiles)
-        return self._run_tiles(model, noisy, parameter, tiles) if tiles else self._run(model, noisy, parameter)
+        run = self._run if ensemble == 1 else functools.partial(self._run_ensemble, ensemble)
+        return _run_tiles(run, model, noisy, parameter, tiles) if tiles else run(model, noisy, parameter)
 
     def pixels(self, noisy, tile=TILE):
         """Some thousand pixels of a picture, with what the network says of them: what a fit reads.
@@ -201,27 +208,32 @@ class Predictor:
             raise UserError("expected a noise level, as this model does not estimate it, received none.")
         return self.experiment.parameter(self.experiment.low)
 
-    def _run_tiles(self, model, noisy, parameter, tiles):
-        height, width = noisy.shape[:2]
-        images, levels = {}, set()
-        for tile in tiles:
-            part = self._run(model, tile.cut(noisy), parameter)
-            levels.add(part.noise_parameter)
-            for name, image in part.images().items():
-                if name not in images:
-                    images[name] = np.empty((height, width, image.shape[-1]), np.float32)
-                tile.place(image, images[name])
-        return Prediction(**images, noise_parameter=levels.pop() if len(levels) == 1 else None)
-
     def _run(self, model, noisy, parameter):
         """Prediction for one picture, in one piece."""
-        inputs = {"noisy": noisy[None]}
-        if "noise_parameter" in model.input:
-            inputs["noise_parameter"] = np.reshape(np.float32(parameter), (1, 1, 1, -1))
-        outputs = {name: np.asarray(value) for name, value in model.predict_on_batch(inputs).items()}
-        level = outputs.pop("noise_parameter", None)
-        images = {name: value[0] for name, value in outputs.items()}
-        return Prediction(**images, noise_parameter=None if level is None else _plain(level))
+        return _prediction(model, {"noisy": noisy[None]}, parameter)
+
+    def _run_ensemble(self, ensemble, model, noisy, parameter):
+        """The same, by the mean of several orientations of the picture."""
+        sums = None
+        for number in range(ensemble):
+            found = self._prior.predict_on_batch(images.flip(noisy, number)[None])
+            found = found if isinstance(found, list | tuple) else [found]
+            found = [images.unflip(np.asarray(array)[0], number) for array in found]
+            sums = found if sums is None else [total + array for total, array in zip(sums, found)]
+        means = [total / ensemble for total in sums]
+        if self.experiment.pipeline != "blindspot":
+            return Prediction(*means)
+        model, names = self._posterior(model)
+        inputs = {"noisy": noisy[None]} | {name: mean[None] for name, mean in zip(names, means)}
+        return _prediction(model, inputs, parameter)
+
+    def _posterior(self, model):
+        """(the part of an inference model that follows the prior, its names for mu_x and sigma_x as inputs)."""
+        key = "posterior", id(model)
+        if key not in self._siblings:
+            prior = {tensor.name: tensor for tensor in model.get_layer("prior").output}
+            self._siblings[key] = _compiled(keras.Model(model.input | prior, model.output)), list(prior)
+        return self._siblings[key]
 
     def _estimate(self, noisy, tiles):
         """Noise parameter of a whole picture: that of the mean of the estimator's map over all pixels."""
@@ -246,8 +258,35 @@ class Predictor:
 
     @functools.cached_property
     def _prior(self):
-        """The part of the model from the noisy picture to mu_x and sigma_x."""
-        return _compiled(keras.Model(self.model.input["noisy"], self.model.get_layer("prior").output))
+        """The part of the model from the noisy picture to mu_x and sigma_x; to the answer, where they are missing."""
+        blindspot = self.experiment.pipeline == "blindspot"
+        outputs = self.model.get_layer("prior").output if blindspot else [self.model.output["denoised"]]
+        return _compiled(keras.Model(self.model.input["noisy"], outputs))
+
+
+def _run_tiles(run, model, noisy, parameter, tiles):
+    height, width = noisy.shape[:2]
+    pictures, levels = {}, set()
+    for tile in tiles:
+        part = run(model, tile.cut(noisy), parameter)
+        levels.add(part.noise_parameter)
+        for name, image in part.images().items():
+            if name not in pictures:
+                pictures[name] = np.empty((height, width, image.shape[-1]), np.float32)
+            tile.place(image, pictures[name])
+    return Prediction(**pictures, noise_parameter=levels.pop() if len(levels) == 1 else None)
+
+
+def _prediction(model, inputs, parameter):
+    """What a model says about one picture."""
+    if "noise_parameter" in model.input:
+        inputs["noise_parameter"] = np.reshape(np.float32(parameter), (1, 1, 1, -1))
+    outputs = {name: np.asarray(value) for name, value in model.predict_on_batch(inputs).items()}
+    level = outputs.pop("noise_parameter", None)
+    return Prediction(
+        **{name: value[0] for name, value in outputs.items()},
+        noise_parameter=None if level is None else _plain(level),
+    )
 
 
 def _plain(parameter):

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import test_published
 
+from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, predictor, saved_models
 from ssdn_tf.inference.predictor import Predictor
+from ssdn_tf.noise.prior import Prior
 
 PER_IMAGE = Experiment(low=5.0, high=50.0, parameter_source="per_image", network="compact", width=2)
 # For the compact network: a grid of 8 and a halo of 80.
@@ -146,6 +148,47 @@ def test_all_tiles_of_a_picture_get_the_level_of_the_whole():
     assert_equal(predictor_.denoise(noisy, tile=TILE), whole, atol=1e-5)
     parts = [predictor_.denoise(part, tile=None).noise_parameter for part in (noisy[:100], noisy[100:])]
     assert max(abs(part / whole.noise_parameter - 1) for part in parts) > 1e-3  # control: it differs between parts
+
+
+def of_width(width, **experiment):
+    """A Predictor."""
+    experiment = Experiment(width=width, **experiment)
+    return Predictor(built(experiment), experiment)
+
+
+def test_an_ensemble_of_all_orientations_has_none():
+    found, image = of_width(4, network="compact"), picture(32, 48)
+
+    def turned(number, ensemble):
+        result = found.denoise(images.flip(image, number), 0.1, ensemble=ensemble)
+        return result._replace(**{k: images.unflip(v, number) for k, v in result.images().items()})
+
+    for number in (1, 2, 4, 7):
+        assert_equal(turned(number, 8), turned(0, 8), atol=1e-5)
+    assert np.abs(turned(5, 1).denoised - turned(0, 1).denoised).max() > 1e-4  # control: one orientation has one
+    mu_x = np.mean([turned(number, 1).mu_x for number in range(8)], axis=0)
+    assert np.allclose(turned(0, 8).mu_x, mu_x, atol=1e-6)
+
+
+def test_an_ensemble_averages_the_prior_and_not_the_answer():
+    found, image = of_width(4, network="compact"), picture(32, 48)
+    priors = [found._prior.predict_on_batch(images.flip(image, k)[None]) for k in range(2)]
+    mu_x, sigma_x = (np.mean([images.unflip(p[i][0], k) for k, p in enumerate(priors)], axis=0) for i in range(2))
+    noise = models.noise_model(found.experiment)
+    expected = noise.posterior_mean(image[None], Prior(mu_x[None], sigma_x[None]), np.full((1, 1, 1, 1), 0.1))
+    result = found.denoise(image, 0.1, ensemble=2)
+    assert np.allclose(result.denoised, expected[0], atol=1e-6)
+    answers = [images.unflip(found.denoise(images.flip(image, k), 0.1).denoised, k) for k in range(2)]
+    assert not np.allclose(result.denoised, np.mean(answers, axis=0), atol=1e-6)
+
+
+def test_an_ensemble_in_tiles_and_without_a_noise_model():
+    found, image = of_width(2, network="compact"), picture(200, 184)
+    assert_equal(found.denoise(image, 0.1, TILE, ensemble=3), found.denoise(image, 0.1, ensemble=3), atol=1e-5)
+    assert 0.0 < found.denoise(image, "fitted", ensemble=2).noise_parameter < 1.0
+    plain = of_width(2, pipeline="n2c", parameter_source=None)
+    answers = [images.unflip(plain.denoise(images.flip(picture(32, 48), k)).denoised, k) for k in range(8)]
+    assert np.allclose(plain.denoise(picture(32, 48), ensemble=8).denoised, np.mean(answers, axis=0), atol=1e-6)
 
 
 def test_tiles_follow_a_model_in_training():
