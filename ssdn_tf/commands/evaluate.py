@@ -16,7 +16,7 @@ TEXT = """Measures a denoiser by the paper's protocol, and leaves pictures to lo
     python evaluate.py --dataset=set14 --data_dir=DIR
     python evaluate.py --lam=30 --parameter_source=fitted --dataset=kodak --repeats=1 --data_dir=DIR
     python evaluate.py --model=runs/00003-... --dataset=kodak,bsd300 --data_dir=DIR
-    python evaluate.py --model=none --baseline=cbm3d --sigma=25 --dataset=DIR
+    python evaluate.py --model=none --baseline=cbm3d,nlm --sigma=25 --dataset=DIR
 """
 
 _ADDITIVE_TEST = (None, 25.0)  # sigma 25, of the paper's first rows
@@ -32,7 +32,10 @@ def define(values):
         model_flag.define(values, "; none: only the --baseline")
         model_flag.define_ensemble(values)
         flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values)
-        flags.DEFINE_enum("baseline", None, ("cbm3d",), "another denoiser on the same noise", flag_values=values)
+        flags.DEFINE_list(
+            "baseline", [], "other denoisers on the same noise, with the same level: cbm3d, nlm (non-local means), "
+            "wavelet (BayesShrink), median (5x5)", flag_values=values,
+        )  # fmt: skip
     with cli.group(values, "Data"):
         cli.data_dir_flag(values)
         flags.DEFINE_list(
@@ -77,9 +80,9 @@ def main(values):
         if labels.count(label) > 1:
             raise UserError(f"--dataset: expected each name once, received '{label}' {labels.count(label)} times.")
     denoisers = [_denoiser(values, predictor)] if predictor else []
-    if values.baseline:
-        with cli.errors_about("baseline"):
-            denoisers.append(protocol.cbm3d_denoiser(tested))
+    fitted = predictor if values.parameter_source == "fitted" else None
+    with cli.errors_about("baseline"):
+        denoisers += [protocol.baseline_denoiser(name, tested, fitted) for name in _baselines(values)]
     output = _output(values, predictor)
     results = []
     for image_set in sets:
@@ -91,6 +94,15 @@ def main(values):
     print("\n" + report.table(results))
     print(f"\nResults: {output / 'results.json'}, with pictures in the same folder.")
     return 0
+
+
+def _baselines(values):
+    from ssdn_tf.evaluation.baselines import BASELINES
+
+    for name in values.baseline:
+        if name not in BASELINES:
+            raise UserError(f"expected some of {', '.join(BASELINES)}, received '{name}'.")
+    return values.baseline
 
 
 def _predictor(values):

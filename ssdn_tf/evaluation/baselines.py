@@ -1,4 +1,4 @@
-"""Other denoisers, to compare with."""
+"""Other denoisers, to compare with: functions of a picture and the std of its noise."""
 
 import numpy as np
 
@@ -44,6 +44,52 @@ def cbm3d(noisy, sigma):
     return denoised[:height, :width].astype(np.float32)
 
 
+def non_local_means(noisy, sigma):
+    """Non-local means of scikit-image: patches of 5x5, distances up to 6, h = 0.8 sigma, as its example has it.
+
+    Reference: Buades et al., A non-local algorithm for image denoising, CVPR 2005.
+
+    Args and result: as `cbm3d`.
+    """
+    from skimage.restoration import denoise_nl_means
+
+    denoised = denoise_nl_means(
+        noisy.astype(np.float64), patch_size=5, patch_distance=6, h=0.8 * sigma, sigma=sigma, channel_axis=-1
+    )
+    return denoised.reshape(noisy.shape).astype(np.float32)
+
+
+def wavelet(noisy, sigma):
+    """Wavelet shrinkage of scikit-image, BayesShrink, in YCbCr for colour.
+
+    Reference: Chang et al., Adaptive wavelet thresholding for image denoising and compression, 2000.
+
+    Args and result: as `cbm3d`.
+
+    Raises:
+        UserError: PyWavelets is not installed.
+    """
+    try:
+        import pywt  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f'wavelet needs PyWavelets (pip install "ssdn_tf[wavelet]"), which cannot be imported ({error}).'
+        ) from error
+    from skimage.restoration import denoise_wavelet
+
+    denoised = denoise_wavelet(
+        noisy.astype(np.float64), sigma=sigma, convert2ycbcr=noisy.shape[-1] == 3, rescale_sigma=True, channel_axis=-1
+    )
+    return denoised.reshape(noisy.shape).astype(np.float32)
+
+
+def median(noisy, sigma=None):
+    """The median of 5x5 pixels in each channel; it needs no sigma."""
+    from scipy.ndimage import median_filter
+
+    return median_filter(noisy, size=(5, 5, 1), mode="reflect")
+
+
 def package():
     """The module bm3d.
 
@@ -58,3 +104,6 @@ def package():
             f"which cannot be imported ({error})."
         ) from error
     return bm3d
+
+
+BASELINES = {"cbm3d": cbm3d, "nlm": non_local_means, "wavelet": wavelet, "median": median}

@@ -15,7 +15,8 @@ from ssdn_tf.denoisers.models import noise_model
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import baselines, metrics, report
 from ssdn_tf.inference.predictor import Prediction
-from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.model import AdditiveNoise
+from ssdn_tf.noise.prior import Prior
 
 PADDING = 32  # the published evaluation pads to its multiples, whatever the network
 
@@ -207,20 +208,35 @@ def model_denoiser(predictor, fitted=False, ensemble=1):
     return Denoiser(name, denoise, experiment)
 
 
-def cbm3d_denoiser(tested):
-    """Denoiser that is CBM3D, told the true sigma.
+def baseline_denoiser(name, tested, predictor=None):
+    """Denoiser that is one of `baselines.BASELINES`, told one std for the whole picture: that of the mean variance.
+
+    predictor: of a model that fits the noise parameter to each picture; None: the true one.
 
     Raises:
-        UserError: the noise is not Gaussian, or the package is missing.
+        UserError: the noise is impulses (but for the median), or a package is missing.
     """
-    level = LEVELS[tested.noise]
-    pairs = zip(level.numbers, level.split(tested.low), level.split(tested.high))
-    if any((low, high) != (number.absent,) * 2 for number, low, high in pairs if number.name != "sigma"):
-        raise UserError(
-            f"CBM3D: expected Gaussian noise, received {tested.noise} ({level.describe(tested.low, tested.high)})."
-        )
-    baselines.package()
-    return Denoiser("cbm3d", lambda case: Prediction(baselines.cbm3d(case.noisy, np.ravel(case.parameter)[-1])))
+    noise, function = noise_model(tested), baselines.BASELINES[name]
+    if name != "median" and not isinstance(noise, AdditiveNoise):
+        raise UserError(f"{name}: expected additive noise, received {tested.noise} noise.")
+    if name == "cbm3d":
+        baselines.package()
+
+    def denoise(case):
+        parameter = case.parameter if predictor is None else predictor.fit([predictor.pixels(case.padded)])
+        return Prediction(function(case.noisy, mean_std(noise, case.noisy, parameter)))
+
+    return Denoiser(name, denoise)
+
+
+def mean_std(noise, noisy, parameter):
+    """Root of the mean variance of additive noise in a picture [H,W,C]; None for other noise."""
+    if not isinstance(noise, AdditiveNoise):
+        return None
+    # The noisy picture stands for the clean one: their means agree.
+    mean = noisy.astype(np.float64).mean(axis=(0, 1), keepdims=True)[None]
+    variance = noise.variance(Prior(mean, None), np.reshape(np.float64(parameter), (1, 1, 1, -1)))
+    return float(np.sqrt(np.mean(variance)))
 
 
 # ---------------------------------------------------------------- scores

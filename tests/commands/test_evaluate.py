@@ -108,6 +108,18 @@ def test_the_noise_depends_on_the_padding(tmp_path):
     assert np.array_equal(found[0][0], found[1][0]) and not np.array_equal(found[0], found[1])
 
 
+def test_baselines_get_the_same_noise_and_its_level(run_dir, pictures, tmp_path):
+    flags = ["--model=none", "--baseline=nlm,wavelet,median", "--sigma=25", f"--dataset={pictures}", "--pictures=0"]
+    assert call(*flags, f"--output={tmp_path / 'told'}") == 0
+    told = json.loads((tmp_path / "told" / "results.json").read_text())["results"]
+    assert [r["name"] for r in told] == ["nlm", "wavelet", "median"]
+    flags[0] = f"--model={run_dir}"
+    assert call(*flags, "--parameter_source=fitted", f"--output={tmp_path / 'fitted'}") == 0
+    fitted = json.loads((tmp_path / "fitted" / "results.json").read_text())["results"][1:]
+    for a, b in zip(told, fitted, strict=True):
+        assert a["psnr_noisy"] == b["psnr_noisy"] and (a["psnr"] == b["psnr"]) == (a["name"] == "median")
+
+
 def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
     twin = tmp_path / "other" / pictures.name
     twin.mkdir(parents=True)
@@ -119,6 +131,7 @@ def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
         (f"--dataset={pictures},{twin}",): f"--dataset: expected each name once, received '{pictures.name}' 2 times",
         ("--alpha=0.5",): "--alpha: expected --sigma",
         ("--model=none",): "expected --baseline with --model=none",
+        ("--baseline=bm4d",): "--baseline: expected some of cbm3d, nlm, wavelet, median, received 'bm4d'",
         (f"--model={tmp_path}",): "expected the folder of a run",
         (f"--model={tmp_path / 'missing'}",): "does not exist",
     }.items():

@@ -84,3 +84,16 @@ def test_without_the_package_the_error_says_how_to_get_it_and_what_its_licence_a
         baselines.cbm3d(np.zeros((16, 16, 3), np.float32), SIGMA)
     assert 'pip install "ssdn_tf[bm3d]"' in str(caught.value)
     assert "non-commercial use only" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nlm", "wavelet", "median"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_others_gain_too(name, channels):
+    clean = smooth(64, 80, channels)
+    noisy = with_noise(clean)
+    denoised = baselines.BASELINES[name](noisy, SIGMA)
+    assert denoised.shape == clean.shape and denoised.dtype == np.float32
+    assert metrics.psnr(denoised, clean) - metrics.psnr(noisy, clean) > 5
+    if name != "median":
+        weak = baselines.BASELINES[name](noisy, SIGMA / 10)  # control: the std matters
+        assert metrics.psnr(weak, clean) - metrics.psnr(noisy, clean) < 2
