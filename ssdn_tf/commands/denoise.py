@@ -1,6 +1,7 @@
 """denoise.py: denoises picture files."""
 
 import dataclasses
+import math
 import pathlib
 import shlex
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
+import ssdn_tf
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, planes
 from ssdn_tf.errors import UserError
@@ -43,6 +45,10 @@ def define(values):
         flags.DEFINE_bool(
             "preview", False, "also write NAME-preview.png: the middle of noisy, denoised and std", flag_values=values
         )
+        flags.DEFINE_bool(
+            "report", False, "also write OUTPUT-report.html: the noise of each picture, and noisy beside denoised, to "
+            "look at in a browser", flag_values=values,
+        )  # fmt: skip
         cli.range_flag(values, "pictures")
     with cli.group(values, "Model"):
         model_flag.define(values)
@@ -87,73 +93,148 @@ def main(values):
             return code
     from ssdn_tf.inference import pictures as work
 
-    worker = work.Denoiser(_network(values) if values.adapt else values.model, values.tile, values.ensemble)
+    worker = work.Denoiser(_beside(values, "network") if values.adapt else values.model, values.tile, values.ensemble)
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
     readable = [(source, target) for source, target in pending if source in survey.files]
     failed = len(pending) - len(readable)
+    page = _page(values, set(pairs) - set(pending), limits) if values.report else None
     bar = tqdm.tqdm(readable, unit="picture", disable=len(pairs) == 1)
     for source, target in bar:
         try:
-            bar.write(_denoise(values, work, worker, source, target, limits, levels.get(source)))
+            bar.write(_denoise(values, work, worker, source, target, limits, levels.get(source), page))
         except UserError as error:
             if len(pairs) == 1:
                 raise
             images.warn(f"left out {error}")
             failed += 1
+    if page:
+        page.write(_beside(values, "report.html"))
+        print(f"Report: {_beside(values, 'report.html')}")
     if failed:
         raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
     return 0
 
 
-def _denoise(values, work, worker, source, target, limits, level):
-    """Denoises one file; returns what to say about it. level: of this file, as a dict, or None."""
+def _denoise(values, work, worker, source, target, limits, level, page):
+    """Denoises one file; returns what to say about it.
+
+    level: of this file, as a dict, or None.
+    page: a Page that shows its first plane, or None.
+    """
+    from ssdn_tf.inference.pieces import Pieces
+
     picture = files.read(source)
-    noises, stds, preview = [], [], []
+    pieces = Pieces(target, _key(values, worker, picture, limits, level))
+    try:
+        for number in range(len(picture)):
+            _denoise_plane(worker, picture[number], number, pieces, limits, level, values.uncertainty)
+        numbers = range(len(picture))
+        files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
+        if values.uncertainty and pieces.find("std-0") is not None:
+            _write_std(target.with_name(f"{target.stem}-std.tif"), picture, [pieces.find(f"std-{n}") for n in numbers])
+        noise = work.describe(*(noise for number in numbers for noise in pieces.done(number).values()))
+        height, width, _ = picture.shapes[0]
+        size = ("" if len(picture) == 1 else f"{len(picture)} planes of ") + f"{width}x{height}"
+        if values.preview or page:
+            views = _views(picture[0], pieces.find("denoised-0"), pieces.find("std-0"), limits)
+            if values.preview:
+                images.write(target.with_name(f"{target.stem}-preview.png"), _preview(views))
+            if page:
+                page.add({"file": str(target), "size": size, "noise": noise}, views)
+    except UserError:
+        pieces.remove()
+        raise
+    pieces.remove()
+    return f"{target}: {size}, {noise}"
 
-    def results():
-        for i in range(len(picture)):
-            plane = picture[i]
-            denoised, std, noise = worker.plane(plane, limits, level)
-            noises.append(noise)
-            if values.uncertainty and std is not None:
-                stds.append(std)
-            if values.preview and not preview:
-                preview.append(_preview(plane, denoised, std, limits))
-            yield denoised
 
-    files.write(target, picture, results())
-    if stds:
-        _write_std(target.with_name(f"{target.stem}-std.tif"), picture, stds)
-    if preview:
-        images.write(target.with_name(f"{target.stem}-preview.png"), preview[0])
-    height, width, _ = picture.shapes[0]
-    count = "" if len(picture) == 1 else f"{len(picture)} planes of "
-    return f"{target}: {count}{width}x{height}, {work.describe(*noises)}"
+def _denoise_plane(worker, plane, number, pieces, limits, level, uncertainty):
+    """Brings the missing pieces of a plane to disk."""
+    denoised = pieces.array(f"denoised-{number}", plane.shape, plane.dtype)
+    for piece, tile, part, std, noise in worker.tiles(plane, limits, level, pieces.done(number)):
+        tile.place(files.cast(part, plane.dtype), denoised)
+        if uncertainty and std is not None:
+            tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
+        pieces.finish(number, piece, noise)
+    pieces.close(number)
 
 
-def _preview(plane, denoised, std, limits, side=320):
-    """uint8 [h,w,3]: the middle of noisy | denoised | std (white: a tenth of the range)."""
-    panels = [planes.to_unit(plane, limits), planes.to_unit(denoised, limits)]
-    if std is not None:
-        panels.append(10 * std / (limits[1] - limits[0]))
+def _key(values, worker, picture, limits, level):
+    """What the result for a picture depends on, as JSON has it: pieces of another result are of no use."""
+    models = {}
+    for channels in sorted({shape[-1] for shape in picture.shapes}):
+        path = worker.predictor(channels).source.path
+        weights = next((f for f in (path / "checkpoint.npz", path / "saved_model.pb") if f.exists()), path)
+        parameter = worker.parameters.get(channels)
+        parameter = parameter if isinstance(parameter, str) else np.ravel(parameter or ()).tolist()
+        models[str(channels)] = [str(path), weights.stat().st_mtime_ns, parameter]
+    source = picture.path.stat()
+    return {
+        "file": [str(picture.path.resolve()), source.st_size, source.st_mtime_ns],
+        "models": models,
+        "limits": list(limits),
+        "tile": values.tile,
+        "ensemble": values.ensemble,
+        "level": level,
+        "uncertainty": values.uncertainty,
+        "version": ssdn_tf.__version__,
+    }
+
+
+def _views(plane, denoised, std, limits, side=1024):
+    """{name: [h,w,C] in [0, 1]}: the middle of noisy, denoised, and std, where white is a tenth of the range."""
     top, left = (max(0, (length - side) // 2) for length in plane.shape[:2])
-    cut = [images.to_uint8(panel[top : top + side, left : left + side]) for panel in panels]
-    return np.concatenate([images.to_channels(panel, 3) for panel in cut], axis=1)
+    middle = np.s_[top : top + side, left : left + side]
+    views = {"noisy": planes.to_unit(plane[middle], limits), "denoised": planes.to_unit(denoised[middle], limits)}
+    if std is None:
+        return views
+    return views | {"std (white: a tenth of the range)": 10 * std[middle] / (limits[1] - limits[0])}
+
+
+def _preview(views, side=320):
+    """uint8 [h,w,3]: the middles of the views, side by side."""
+    height, width, _ = views["noisy"].shape
+    top, left = (max(0, (length - side) // 2) for length in (height, width))
+    cut = [images.to_uint8(view[top : top + side, left : left + side]) for view in views.values()]
+    return np.concatenate([images.to_channels(view, 3) for view in cut], axis=1)
+
+
+def _page(values, done, limits):
+    """The Page of the report, with the pictures that an earlier start has denoised."""
+    from ssdn_tf.evaluation import page
+
+    made = page.Page(f"{values.input}, denoised by {values.model or 'the network of the package'}", page.HOW)
+    for source, target in sorted(done):
+        noisy, denoised = files.read(source), files.read(target)
+        height, width, _ = noisy.shapes[0]
+        views = _views(noisy[0], denoised[0], None, limits)
+        made.add({"file": str(target), "size": f"{width}x{height}", "noise": "(denoised before)"}, views)
+    return made
 
 
 def _write_std(path, picture, stds):
+    """A TIFF of 32-bit floats with the std of each plane as a page."""
     import tifffile
 
-    planes = [std[..., 0] if std.shape[-1] == 1 else std for std in stds]
-    together = planes[0] if len(planes) == 1 else planes
-    if len({plane.shape for plane in planes}) > 1:
+    if len(set(picture.shapes)) > 1:
         raise UserError(f"{path}: expected planes of one shape for the standard deviations, received several.")
-    photometric = "rgb" if stds[0].shape[-1] == 3 else "minisblack"
-    images.write_whole(
-        path, lambda file: tifffile.imwrite(file, np.asarray(together, np.float32), photometric=photometric)
-    )
+    height, width, channels = picture.shapes[0]
+    shape = (len(stds), height, width, channels) if channels == 3 else (len(stds), height, width)
+    pages = (np.asarray(std).reshape(shape[1:]) for std in stds)
+    photometric = "rgb" if channels == 3 else "minisblack"
+    shape = shape if len(stds) > 1 else shape[1:]
+
+    def write_to(file):
+        tifffile.imwrite(file, pages, shape=shape, dtype=np.float32, photometric=photometric, bigtiff=_is_big(shape))
+
+    images.write_whole(path, write_to)
+
+
+def _is_big(shape):
+    """True where an array of 32-bit floats needs BigTIFF."""
+    return 4 * math.prod(shape) > 2**32 - 2**26
 
 
 # ---------------------------------------------------------------- what the flags say
@@ -256,12 +337,12 @@ def _levels_of_files(values, pairs):
 # ---------------------------------------------------------------- a network for these pictures
 
 
-def _network(values):
-    """Folder of the network that --adapt trains: beside the output, so that the same command finds it again."""
+def _beside(values, what):
+    """OUTPUT-what, for a network or a report: the same command finds it again."""
     output = pathlib.Path(values.output)
     output = output if output.name else output.resolve()
     name = output.stem if output.suffix.lower() in files.SUFFIXES else output.name
-    return output.with_name(f"{name}-network")
+    return output.with_name(f"{name}-{what}")
 
 
 def _adapt(values, survey, limits):
@@ -276,7 +357,7 @@ def _adapt(values, survey, limits):
         "budget": values.adapt,
         "channels": survey.channels[0],
         "range": "{},{}".format(*limits),
-        "run_dir": _network(values),
+        "run_dir": _beside(values, "network"),
         "warm_start": values.model,
     } | {name: values[name].value for name in level_flags.names()}
     arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]

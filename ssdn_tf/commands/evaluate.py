@@ -62,6 +62,10 @@ def define(values):
             "output", None, "folder for results.json and pictures (default: evaluation, in the run's folder for a run)",
             flag_values=values,
         )  # fmt: skip
+        flags.DEFINE_bool(
+            "report", False, "also write report.html there: pictures to compare in a browser, and the curves of a run",
+            flag_values=values,
+        )  # fmt: skip
         flags.DEFINE_integer("pictures", 2, "pictures of each set to write", lower_bound=0, flag_values=values)
 
 
@@ -69,7 +73,7 @@ def main(values):
     """Flags to results.json and a table; the exit code."""
     if model_flag.is_list(values):
         return 0
-    from ssdn_tf.evaluation import protocol, report
+    from ssdn_tf.evaluation import page, protocol, report
 
     predictor = _predictor(values)
     tested = _tested(values, predictor.experiment if predictor else Experiment())
@@ -84,14 +88,17 @@ def main(values):
     with cli.errors_about("baseline"):
         denoisers += [protocol.baseline_denoiser(name, tested, fitted) for name in _baselines(values)]
     output = _output(values, predictor)
-    results = []
+    results, made = [], page.Page("Evaluation", page.HOW) if values.report else None
     for image_set in sets:
         case = protocol.Protocol(tested, image_set, values.repeats or image_set.repeats, values.seed, values.pad)
-        results += [protocol.evaluate(case, denoiser, output, values.pictures) for denoiser in denoisers]
+        results += [protocol.evaluate(case, denoiser, output, values.pictures, made) for denoiser in denoisers]
     model = str(predictor.source.path) if predictor else None
     summary = {"run": model, "seed": values.seed, "pad": values.pad, "results": results}
     report.write_json(output / "results.json", summary)
     print("\n" + report.table(results))
+    if made:
+        report.add_curves(made, model or "")
+        made.write(output / "report.html")
     print(f"\nResults: {output / 'results.json'}, with pictures in the same folder.")
     return 0
 

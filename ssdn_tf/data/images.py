@@ -191,7 +191,8 @@ def find(folder):
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"expected a folder with pictures, received '{folder}', which is none.")
-    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.name.startswith("."))
+    files = sorted(f for f in folder.rglob("*") if f.is_file())
+    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
     pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
     others = [f.name for f in files if f.suffix.lower() not in SUFFIXES]
     if others:

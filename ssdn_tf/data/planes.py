@@ -42,6 +42,20 @@ def to_unit(plane, limits):
     return ((np.asarray(plane, np.float64) - black) / (white - black)).astype(np.float32)
 
 
+class UnitView:
+    """A plane [H,W,C] of any dtype, seen in the unit of the networks and with their channels: only what is sliced is
+    converted.
+    """
+
+    def __init__(self, plane, limits, channels):
+        self._plane, self._limits = plane, limits
+        self.shape = (*plane.shape[:2], channels)
+
+    def __getitem__(self, index):
+        """float32 [h,w,channels] of two slices."""
+        return images.to_channels(to_unit(self._plane[index], self._limits), self.shape[-1])
+
+
 class NoisyPlanes:
     """The planes of noisy picture files, float32 [H,W,C] in the unit of the networks, all in memory.
 

@@ -260,7 +260,7 @@ def scores(case, prediction):
     return row
 
 
-def evaluate(protocol, denoiser, output, strips):
+def evaluate(protocol, denoiser, output, strips, page=None):
     """Tests one denoiser on one set.
 
     Args:
@@ -268,6 +268,7 @@ def evaluate(protocol, denoiser, output, strips):
         denoiser: Denoiser.
         output: folder for the strips of pictures.
         strips: how many pictures to write there, see `report.strip`.
+        page: a `page.Page` that gets the first draw of each picture, or None.
 
     Returns:
         dict: name, dataset, experiment (what the model was trained for, or None), tested (noise, low, high, channels),
@@ -284,6 +285,8 @@ def evaluate(protocol, denoiser, output, strips):
         if repeat == 0 and len(rows) < strips * protocol.repeats:
             path = output / picture_path(name, protocol.pictures, denoiser.name)
             images.write(path, report.strip(case, prediction, row))
+        if page and repeat == 0:
+            page.add(*report.cells_and_views(label, denoiser.name, case, prediction, row))
         rows.append(row)
         left = (time.perf_counter() - begin) / len(rows) * (total - len(rows))
         print(f"{label} {len(rows)}/{total}  {name}  {row['psnr']:.2f} dB  {left:.0f} s left", flush=True)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pathlib
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -147,6 +148,28 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def cells_and_views(label, denoiser, case, prediction, row):
+    """({column: text}, {name: picture}) of one picture, for a `page.Page`. Arguments as for `strip`."""
+    cells = {"denoiser": denoiser, "set": label, "picture": row["image"], "noisy (dB)": _number(row["psnr_noisy"])}
+    cells |= {"mu_x (dB)": _number(row.get("psnr_mu_x")), "PSNR (dB)": _number(row["psnr"])}
+    views = {"noisy": case.noisy, "denoised": prediction.denoised, "clean": case.clean, "mu_x": prediction.mu_x}
+    if prediction.posterior_std is not None:
+        views[f"posterior std (white: {_STD_WHITE:g})"] = prediction.posterior_std / _STD_WHITE
+    return cells, {name: picture for name, picture in views.items() if picture is not None}
+
+
+def add_curves(page, run_dir):
+    """Adds what the history of a run says to a `page.Page`."""
+    try:
+        rows = [json.loads(line) for line in (pathlib.Path(run_dir) / "history.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return
+    titles = {"psnr": ("PSNR in training", "dB"), "held_out_loss": ("held-out loss", "nats"), "loss": ("loss", "nats")}
+    for key, (title, unit) in titles.items():
+        points = [(row["images"], row[key]) for row in rows if row.get(key) is not None]
+        page.curve(f"{title}, by crops seen", points, unit)
 
 
 def strip(case, prediction, row):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import measured_range, to_unit
+from ssdn_tf.data.planes import UnitView, measured_range
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained
 from ssdn_tf.noise.levels import LEVELS
@@ -57,9 +57,8 @@ class Denoiser:
         pixels = {}
         for plane in planes:
             model = self.predictor(plane.shape[-1])
-            pixels.setdefault(plane.shape[-1], []).append(
-                model.pixels(images.to_channels(to_unit(plane, limits), model.experiment.channels), self.tile)
-            )
+            view = UnitView(plane, limits, model.experiment.channels)
+            pixels.setdefault(plane.shape[-1], []).append(model.pixels(view, self.tile))
         self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
 
     def plane(self, plane, limits, noise=None):
@@ -73,15 +72,30 @@ class Denoiser:
         Returns:
             (denoised float64 [H,W,C], std float32 [H,W,C] or None, noise dict). The first two in the unit of the plane.
         """
-        model = self.predictor(plane.shape[-1])
-        parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(plane.shape[-1])
-        noisy = images.to_channels(to_unit(plane, limits), model.experiment.channels)
-        result = model.denoise(noisy, parameter, self.tile, self.ensemble)
-        scale = limits[1] - limits[0]
-        denoised = images.to_channels(result.denoised, plane.shape[-1]).astype(np.float64) * scale + limits[0]
-        std = result.posterior_std
-        std = None if std is None else images.to_channels(std, plane.shape[-1]) * np.float32(scale)
-        return denoised, std, noise_found(model.experiment, result.noise_parameter)
+        arrays, found = {}, {}
+        for _, tile, denoised, std, noise_of_tile in self.tiles(plane, limits, noise):
+            found = noise_of_tile
+            for name, part in (("denoised", denoised), ("std", std)):
+                if part is not None:
+                    if name not in arrays:
+                        arrays[name] = np.empty(plane.shape, part.dtype)
+                    tile.place(part, arrays[name])
+        return arrays["denoised"], arrays.get("std"), found
+
+    def tiles(self, plane, limits, noise=None, done=()):
+        """Denoises a plane tile by tile: yields (number, tiling.Tile, and for its cut what `plane` returns).
+
+        done: numbers of tiles that are left out.
+        """
+        channels = plane.shape[-1]
+        model = self.predictor(channels)
+        parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(channels)
+        view, scale = UnitView(plane, limits, model.experiment.channels), limits[1] - limits[0]
+        for number, tile, part in model.denoise_tiles(view, parameter, self.tile, self.ensemble, done):
+            denoised = images.to_channels(part.denoised, channels).astype(np.float64) * scale + limits[0]
+            std = part.posterior_std
+            std = None if std is None else images.to_channels(std, channels) * np.float32(scale)
+            yield number, tile, denoised, std, noise_found(model.experiment, part.noise_parameter)
 
 
 def noise_found(experiment, parameter):

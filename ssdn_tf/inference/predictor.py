@@ -128,10 +128,27 @@ class Predictor:
             UserError: the model needs a noise parameter and cannot fit one, received none; or a SavedModel and an
                 ensemble.
         """
+        noisy = np.asarray(noisy, np.float32)
+        parts = self.denoise_tiles(noisy, noise_parameter, tile, ensemble)
+        return _joined(noisy.shape[:2], (part for _, *part in parts))
+
+    def denoise_tiles(self, noisy, noise_parameter=None, tile=TILE, ensemble=1, done=()):
+        """Denoises one picture tile by tile, so that it need not fit into memory.
+
+        Args:
+            noisy: as in `denoise`, or anything with a `shape` [H,W,C] that gives float32 arrays when it is sliced.
+            noise_parameter, tile, ensemble: as in `denoise`.
+            done: numbers of tiles that are left out.
+
+        Yields:
+            (number, tiling.Tile, Prediction for its cut). A picture in one piece is tile 0.
+
+        Raises:
+            as `denoise`.
+        """
         if ensemble > 1 and not isinstance(self.model, keras.Model):
             raise UserError("expected a run or a network of the package for an ensemble, received a SavedModel.")
-        noisy = np.asarray(noisy, np.float32)
-        if noisy.ndim != 3 or noisy.shape[-1] != self.experiment.channels or not noisy.size:
+        if len(noisy.shape) != 3 or noisy.shape[-1] != self.experiment.channels or not all(noisy.shape):
             raise ValueError(
                 f"expected a picture of the shape [H, W, {self.experiment.channels}], received {noisy.shape}."
             )
@@ -145,7 +162,9 @@ class Predictor:
             # A picture has one level, so it is estimated first and then given to all tiles.
             model, parameter = self._sibling("known"), self._estimate(noisy, tiles)
         run = self._run if ensemble == 1 else functools.partial(self._run_ensemble, ensemble)
-        return _run_tiles(run, model, noisy, parameter, tiles) if tiles else run(model, noisy, parameter)
+        for number, part in enumerate(tiles or [tiling.whole(*noisy.shape[:2])]):
+            if number not in done:
+                yield number, part, run(model, part.cut(noisy), parameter)
 
     def pixels(self, noisy, tile=TILE):
         """Some thousand pixels of a picture, with what the network says of them: what a fit reads.
@@ -156,11 +175,9 @@ class Predictor:
         Returns:
             (noisy [n,C], mu_x [n,C], sigma_x [n,C,C]), NumPy.
         """
-        noisy = np.asarray(noisy, np.float32)
-        tiles, parts, found = self._tiles(noisy, tile), [noisy], []
-        if tiles:
-            parts = [chosen.cut(noisy) for chosen in tiles[:: -(-len(tiles) // _FITTED_TILES)]]
-        for part in parts:
+        tiles, found = self._tiles(noisy, tile) or [tiling.whole(*noisy.shape[:2])], []
+        for chosen in tiles[:: -(-len(tiles) // _FITTED_TILES)]:
+            part = np.asarray(chosen.cut(noisy), np.float32)
             mu_x, sigma_x = self._prior.predict_on_batch(part[None])
             found.append(fitting.thin(part[None], np.asarray(mu_x), np.asarray(sigma_x)))
         noisy, mu_x, sigma_x = (
@@ -264,15 +281,16 @@ class Predictor:
         return _compiled(keras.Model(self.model.input["noisy"], outputs))
 
 
-def _run_tiles(run, model, noisy, parameter, tiles):
-    height, width = noisy.shape[:2]
+def _joined(size, parts):
+    """The Prediction of a picture of that size from those of its tiles, an iterable of (Tile, Prediction)."""
     pictures, levels = {}, set()
-    for tile in tiles:
-        part = run(model, tile.cut(noisy), parameter)
+    for tile, part in parts:
+        if (tile.rows.length, tile.columns.length) == size:
+            return part
         levels.add(part.noise_parameter)
         for name, image in part.images().items():
             if name not in pictures:
-                pictures[name] = np.empty((height, width, image.shape[-1]), np.float32)
+                pictures[name] = np.empty((*size, image.shape[-1]), np.float32)
             tile.place(image, pictures[name])
     return Prediction(**pictures, noise_parameter=levels.pop() if len(levels) == 1 else None)
 

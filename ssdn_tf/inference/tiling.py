@@ -126,6 +126,11 @@ def tiles(height, width, side, halo, grid):
     return [Tile(rows, columns) for rows, columns in both]
 
 
+def whole(height, width):
+    """The tile that is the whole picture."""
+    return Tile(*(Span(read=0, side=side, keep=0, write=0, length=side) for side in (height, width)))
+
+
 def to_grid(length, grid):
     """The next multiple of the grid."""
     return -(-length // grid) * grid

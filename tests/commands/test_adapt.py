@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 from ssdn_tf.commands import cli, denoise, train, train_flags
+from ssdn_tf.training import build
 
 
 def call(*arguments):
@@ -52,6 +53,7 @@ def test_the_network_of_the_package_adapts_to_noisy_pictures(folder, tmp_path, c
 
 def test_denoising_trains_on_the_pictures_first_where_it_is_asked_to(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(train_flags.PRESETS, "adapt", train_flags.PRESETS["adapt"] | {"stages": "64x1"})
+    monkeypatch.setattr(build, "jit_compile", lambda *_: False)
     target = tmp_path / "out"
     arguments = [f"--input={folder}", f"--output={target}", "--adapt=1s"]
     assert denoised_by(*arguments) == 0

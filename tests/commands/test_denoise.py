@@ -1,5 +1,9 @@
 """denoise.py as a user meets it: a file of the size of the input, or one sentence and no file."""
 
+import dataclasses
+import errno
+import os
+
 import numpy as np
 import pytest
 import test_predictor
@@ -9,7 +13,7 @@ from PIL import Image
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.data import images
 from ssdn_tf.denoisers.experiments import Experiment
-from ssdn_tf.inference import predictor
+from ssdn_tf.inference import pictures, predictor
 
 TRAINED = Experiment(low=5.0, high=50.0, width=2)
 
@@ -128,6 +132,19 @@ def test_one_level_for_the_set(run_dir, tmp_path, capsys):
     assert len(levels) == 1
 
 
+def test_a_report_shows_all_pictures_also_those_of_an_earlier_start(run_dir, tmp_path, capsys):
+    source, target = write_pictures(tmp_path / "in"), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25", "--report"]
+    assert call(*flags) == 0 and "out-report.html" in capsys.readouterr().out
+    first = (tmp_path / "out-report.html").read_text()
+    assert first.count("<tr data-shown") == 3 and first.count("sigma 25") == 3
+    (target / "2.png").unlink()
+    assert call(*flags) == 0
+    again = (tmp_path / "out-report.html").read_text()
+    assert again.count("<tr data-shown") == 3 and again.count("sigma 25") == 1
+    assert again.count("(denoised before)") == 2
+
+
 def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
     source, table = write_pictures(tmp_path / "in"), tmp_path / "levels.csv"
     flags = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", f"--levels={table}"]
@@ -164,6 +181,54 @@ def test_a_second_start_takes_the_range_of_the_whole_set(run_dir, tmp_path):
     before = (target / "a.tif").read_bytes()
     (target / "a.tif").unlink()
     assert call(*flags) == 0 and (target / "a.tif").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def compact_run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "compact", dataclasses.replace(TRAINED, network="compact"))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4])
+def test_a_large_picture_goes_on_where_it_was_stopped(compact_run, tmp_path, monkeypatch, stop_after):
+    """A tile in the middle, and after the last one, before the file is written."""
+    rng = np.random.default_rng(3)
+    stack = rng.integers(0, 65536, (2, 240, 248), np.uint16)  # two tiles each
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack")
+    flags = [f"--model={compact_run}", f"--input={tmp_path / 'in.tif'}", "--tile=240", "--uncertainty"]
+    assert call(*flags, f"--output={tmp_path / 'whole.tif'}") == 0
+    tiles, taken = pictures.Denoiser.tiles, []
+
+    def stopped(*arguments):
+        for part in tiles(*arguments):
+            if len(taken) == stop_after:
+                raise KeyboardInterrupt
+            yield part
+            taken.append(part)
+        if len(taken) == stop_after == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(pictures.Denoiser, "tiles", stopped)
+    target = tmp_path / "out.tif"
+    assert call(*flags, f"--output={target}") == 130 and not target.exists()
+    assert (tmp_path / ".out.tif.partial").is_dir()
+    stop_after, before = 99, len(taken)
+    assert call(*flags, f"--output={target}") == 0
+    assert len(taken) == 4 and before < 5 and not (tmp_path / ".out.tif.partial").exists()
+    for name in ("out.tif", "out-std.tif"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / name.replace("out", "whole")).read_bytes()
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(run_dir, tmp_path, capsys, monkeypatch):
+    source = write_pictures(tmp_path / "in", 1) / "sub" / "0.png"
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    assert call(f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out.png'}", "--sigma=25") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "No space left on device" in error and error.count("\n") == 1
+    assert names(tmp_path) == ["in/sub/0.png"]
 
 
 def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsys):

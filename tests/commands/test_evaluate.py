@@ -108,6 +108,18 @@ def test_the_noise_depends_on_the_padding(tmp_path):
     assert np.array_equal(found[0][0], found[1][0]) and not np.array_equal(found[0], found[1])
 
 
+def test_a_report_shows_the_pictures_and_the_curve_of_the_run(run_dir, pictures, tmp_path):
+    history = run_dir / "history.jsonl"
+    history.write_text("".join(json.dumps({"images": i, "psnr": 20.0 + i, "loss": -i}) + "\n" for i in range(3)))
+    flags = [f"--model={run_dir}", "--sigma=25", f"--dataset={pictures}", f"--output={tmp_path}", "--repeats=2"]
+    assert call(*flags, "--report") == 0
+    history.unlink()
+    text = (tmp_path / "report.html").read_text()
+    rows = json.loads((tmp_path / "results.json").read_text())["results"][0]["rows"]
+    assert text.count("<tr data-shown") == len(rows) / 2 and text.count("<polyline") == 2
+    assert all(f"<td>{row['psnr']:.2f}</td>" in text for row in rows if row["repeat"] == 0)
+
+
 def test_baselines_get_the_same_noise_and_its_level(run_dir, pictures, tmp_path):
     flags = ["--model=none", "--baseline=nlm,wavelet,median", "--sigma=25", f"--dataset={pictures}", "--pictures=0"]
     assert call(*flags, f"--output={tmp_path / 'told'}") == 0

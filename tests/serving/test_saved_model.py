@@ -32,11 +32,11 @@ def bayesian(noise, source, channels, network="paper"):
     return Experiment(noise, level, level, parameter_source=source, channels=channels, network=network)
 
 
-ALL = [bayesian(n, s, c) for n in LEVELS for s in ("known", "global", "per_image") for c in (3, 1)]
+ALL = [bayesian("impulse", "global", 3, "compact")]
+ALL += [bayesian(n, s, c) for n in LEVELS for s in ("known", "global", "per_image") for c in (3, 1)]
 SOME = [
     MODELS["ssdn"],
     bayesian("poisson", "per_image", 1, "compact"),
-    bayesian("impulse", "global", 3, "compact"),
     MODELS["gray"],
 ]
 CASES = [

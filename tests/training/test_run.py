@@ -86,6 +86,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(pictures, tmp_path
     assert all(np.array_equal(result[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_path, uninterrupted):
     tf.config.run_functions_eagerly(False)
     _, expected, _ = uninterrupted

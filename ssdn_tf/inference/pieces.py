@@ -1,0 +1,110 @@
+"""The result of a file in pieces on disk, so that a second start goes on where the first one ended.
+
+They lie in a hidden folder beside the target: an array for each plane, and a line for each piece that is done.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from ssdn_tf.errors import UserError
+
+
+class Pieces:
+    """Arrays on disk, and which pieces of them are done.
+
+    Args:
+        target: the file that is written from them in the end.
+        key: what the result depends on, JSON; with another one, what is there is thrown away.
+
+    Raises:
+        UserError: the file system refuses.
+    """
+
+    def __init__(self, target, key):
+        target = pathlib.Path(target)
+        self.folder = target.with_name(f".{target.name}.partial")
+        self._log = self.folder / "done.jsonl"
+        self._arrays = {}
+        lines = self._lines()
+        if not lines or lines[0] != key:
+            self.remove()
+            with self._errors():
+                self.folder.mkdir(parents=True)
+            self._write(key)
+            lines = [key]
+        self._done = {(line["plane"], line["piece"]): line["noise"] for line in lines[1:]}
+
+    def array(self, name, shape, dtype):
+        """The array `name`, on disk; new, if it is not there."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists():
+            with self._errors():
+                _allocate(path, shape, dtype)
+        return self.find(name)
+
+    def find(self, name):
+        """The array `name`, or None if it is not there."""
+        path = self.folder / f"{name}.npy"
+        if name not in self._arrays and path.exists():
+            with self._errors():
+                self._arrays[name] = np.lib.format.open_memmap(path, "r+")
+        return self._arrays.get(name)
+
+    def done(self, plane):
+        """{number of a piece: noise dict} of a plane."""
+        return {piece: noise for (number, piece), noise in self._done.items() if number == plane}
+
+    def finish(self, plane, piece, noise):
+        """Says that a piece is in the arrays. noise: a dict, such as {"sigma": 25}."""
+        for array in self._arrays.values():
+            array.flush()
+        self._write({"plane": plane, "piece": piece, "noise": noise})
+        self._done[plane, piece] = noise
+
+    def close(self, plane):
+        """Lets go of the arrays of a plane, which stay on disk."""
+        self._arrays = {name: array for name, array in self._arrays.items() if not name.endswith(f"-{plane}")}
+
+    def remove(self):
+        """Deletes all pieces."""
+        self._arrays = {}
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _lines(self):
+        """What the log says; a last line that was cut off is left out."""
+        found = []
+        try:
+            for line in self._log.read_text().splitlines():
+                found.append(json.loads(line))
+        except (OSError, ValueError):
+            pass
+        return found
+
+    def _write(self, line):
+        with self._errors(), self._log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    @contextlib.contextmanager
+    def _errors(self):
+        """What the file system says, as a UserError."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.folder}: expected to write it, received '{error.strerror or error}'.") from error
+
+
+def _allocate(path, shape, dtype):
+    """Makes an .npy file with its whole size on disk: writing to a memory map on a full disk would end the process."""
+    temporary = path.with_suffix(".new")
+    array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), tuple(shape))
+    size = array.nbytes + array.offset
+    del array
+    with temporary.open("r+b") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+    temporary.rename(path)
