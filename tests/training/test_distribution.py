@@ -40,7 +40,9 @@ out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.l
 if count > 1:
     distribution.split_cpu(count)
 devices = distribution.make(strategy, 4)
-experiment = experiments.Experiment(width=4, network="compact")
+
+def experiment_of(muon):
+    return experiments.Experiment(width=4, network="compact" if muon else "paper")
 
 class Spoiled:
     def __init__(self, samples):
@@ -57,7 +59,7 @@ def built(clip, muon):
     # (model, the values its variables start with), compiled once for all trainings with these settings
     keras.utils.set_random_seed(0)
     with devices.scope():
-        denoiser = denoisers.build(experiment)
+        denoiser = denoisers.build(experiment_of(muon))
         model, last = denoiser.training, [network.last.kernel.path for network in denoisers.networks(denoiser)]
         settings = {"global_clipnorm": clip, "use_ema": True, "ema_momentum": 0.9}
         if muon:
@@ -70,6 +72,7 @@ def built(clip, muon):
     return model, [v.numpy() for v in model.variables + optimizer.variables]
 
 def run(seed, clip, spoil, muon):
+    experiment = experiment_of(muon)
     rng = np.random.default_rng(seed)
     pictures = [np.kron(rng.integers(0, 256, (6, 6, 3)), np.ones((8, 8, 1))).astype(np.uint8) for _ in range(4)]
     samples = data.Samples(pictures, experiment, denoisers.noise_model(experiment), crop=32, seed=seed)
