@@ -52,9 +52,9 @@ def baselines(noisy, predictors):
 
 
 def run(arguments):
-    from ssdn_tf.inference.pictures import Denoiser
+    from ssdn_tf.inference.pictures import PictureDenoiser
 
-    folder, predictors, scores = pathlib.Path(arguments.truth), Denoiser(), {}
+    folder, predictors, scores = pathlib.Path(arguments.truth), PictureDenoiser(), {}
     files = sorted((folder / "noisy").iterdir())[: 1 if arguments.quick else None]
     for file in files:
         noisy, truth = read(file), read(folder / "gt" / file.name)

@@ -93,7 +93,8 @@ def main(values):
             return code
     from ssdn_tf.inference import pictures as work
 
-    worker = work.Denoiser(_beside(values, "network") if values.adapt else values.model, values.tile, values.ensemble)
+    model = _beside(values, "network") if values.adapt else values.model
+    worker = work.PictureDenoiser(model, values.tile, values.ensemble)
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)

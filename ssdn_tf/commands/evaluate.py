@@ -86,7 +86,7 @@ def main(values):
     denoisers = [_denoiser(values, predictor)] if predictor else []
     fitted = predictor if values.parameter_source == "fitted" else None
     with cli.errors_about("baseline"):
-        denoisers += [protocol.baseline_denoiser(name, tested, fitted) for name in _baselines(values)]
+        denoisers += [protocol.baseline_method(name, tested, fitted) for name in _baselines(values)]
     output = _output(values, predictor)
     results, made = [], page.Page("Evaluation", page.HOW) if values.report else None
     for image_set in sets:
@@ -131,7 +131,7 @@ def _denoiser(values, predictor):
         raise UserError(f"--parameter_source=known: {predictor.experiment.name} cannot be told the noise level.")
     if values.ensemble > 1 and predictor.source.kind == "saved_model":
         raise UserError("--ensemble: expected a run or a network of the package, received a SavedModel.")
-    return protocol.model_denoiser(predictor, fitted=source == "fitted", ensemble=values.ensemble)
+    return protocol.model_method(predictor, fitted=source == "fitted", ensemble=values.ensemble)
 
 
 def _tested(values, experiment):

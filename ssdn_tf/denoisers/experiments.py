@@ -1,4 +1,4 @@
-"""What a training is: the fields that tell one from another, and the paper's 46 of them."""
+"""The description of a training (noise, pipeline, network), and the 46 configurations of the paper."""
 
 import dataclasses
 

@@ -29,8 +29,8 @@ def algebra_dtype():
 class MarginalLikelihood(NoiseLayer):
     """Training loss: scale * marginal_nll - regularization * noise std.
 
-    The second term rewards noise: it decides between noise and unpredictable signal
-    where the parameter is learned, and is 0 where it is known.
+    Where the noise parameter is learned, what the network cannot predict may be noise or detail; the likelihood alone
+    cannot tell. The second term prefers noise. Where the parameter is known, its weight is 0.
 
     Args:
         noise: a NoiseModel.

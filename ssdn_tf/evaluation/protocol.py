@@ -172,7 +172,7 @@ class Protocol:
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoiser:
+class Method:
     """What is tested.
 
     name: for tables and files.
@@ -190,8 +190,8 @@ class Denoiser:
         return self.experiment is not None and self.experiment.parameter_source in ("global", "per_image", "fitted")
 
 
-def model_denoiser(predictor, fitted=False, ensemble=1):
-    """Denoiser of a Predictor, told the true noise parameter if it needs one. It sees the padding, as published.
+def model_method(predictor, fitted=False, ensemble=1):
+    """Method of a Predictor, told the true noise parameter if it needs one. It sees the padding, as published.
 
     fitted: the noise parameter is fitted to each picture instead.
     ensemble: orientations of the picture, see `Predictor.denoise`.
@@ -205,11 +205,11 @@ def model_denoiser(predictor, fitted=False, ensemble=1):
         return predictor.denoise(case.padded, parameter, ensemble=ensemble).crop(*case.clean.shape[:2])
 
     name = experiment.name if ensemble == 1 else f"{experiment.name}-x{ensemble}"
-    return Denoiser(name, denoise, experiment)
+    return Method(name, denoise, experiment)
 
 
-def baseline_denoiser(name, tested, predictor=None):
-    """Denoiser that is one of `baselines.BASELINES`, told one std for the whole picture: that of the mean variance.
+def baseline_method(name, tested, predictor=None):
+    """Method that is one of `baselines.BASELINES`, told one std for the whole picture: that of the mean variance.
 
     predictor: of a model that fits the noise parameter to each picture; None: the true one.
 
@@ -226,7 +226,7 @@ def baseline_denoiser(name, tested, predictor=None):
         parameter = case.parameter if predictor is None else predictor.fit([predictor.pixels(case.padded)])
         return Prediction(function(case.noisy, mean_std(noise, case.noisy, parameter)))
 
-    return Denoiser(name, denoise)
+    return Method(name, denoise)
 
 
 def mean_std(noise, noisy, parameter):
@@ -265,7 +265,7 @@ def evaluate(protocol, denoiser, output, strips, page=None):
 
     Args:
         protocol: Protocol.
-        denoiser: Denoiser.
+        denoiser: Method.
         output: folder for the strips of pictures.
         strips: how many pictures to write there, see `report.strip`.
         page: a `page.Page` that gets the first draw of each picture, or None.

@@ -1,5 +1,7 @@
 """Denoises pictures in the units they come in: arrays and files of any dtype, range and number of planes."""
 
+import functools
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,20 +29,21 @@ class Denoised(NamedTuple):
     noise: object
 
 
-class Denoiser:
+class PictureDenoiser:
     """Denoises planes with the networks that fit them.
 
     Args:
         model: what `predictor.load` takes, for all planes; None: the networks of the package for additive noise, in
             colour or gray as the plane is.
         tile, ensemble: see `Predictor.denoise`.
+        load: function of `model` that gives its Predictor; default `predictor.load`.
 
     parameters: {number of channels: noise parameter of all such planes}; where there is none, it is fitted to each
         plane (or comes from the model).
     """
 
-    def __init__(self, model=None, tile=predictor.TILE, ensemble=1):
-        self._model = model
+    def __init__(self, model=None, tile=predictor.TILE, ensemble=1, load=None):
+        self._model, self._load = model, load or predictor.load
         self.tile, self.ensemble = tile, ensemble
         self.parameters = {}
         self._loaded = {}
@@ -49,7 +52,7 @@ class Denoiser:
         """The Predictor for planes with so many channels."""
         name = self._model or pretrained.DEFAULTS[channels]
         if name not in self._loaded:
-            self._loaded[name] = predictor.load(name)
+            self._loaded[name] = self._load(name)
         return self._loaded[name]
 
     def fit_set(self, planes, limits):
@@ -154,7 +157,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
     limits = value_range or measured_range(planes)
-    worker = Denoiser(model, tile, ensemble)
+    worker = PictureDenoiser(model, tile, ensemble, load=_load_once)
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)
@@ -164,6 +167,19 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     std = None if stds[0] is None else np.stack(stds).reshape(image.shape)
     found = [result[2] for result in results]
     return Denoised(denoised, std, found[0] if len(found) == 1 else found)
+
+
+def _load_once(name):
+    """`predictor.load`, which keeps the last few: loading and tracing take seconds, a small picture does not."""
+    path = pathlib.Path(name)
+    files = [path, path / "checkpoint.npz"]
+    stamps = tuple(file.stat().st_mtime_ns for file in files if file.exists())
+    return _load_at(str(name), stamps)
+
+
+@functools.lru_cache(maxsize=4)
+def _load_at(name, stamps):
+    return predictor.load(name)
 
 
 def parameter_of(noise, experiment):

@@ -1,7 +1,8 @@
-"""Noise parameters by maximum likelihood: what the network knows of the clean picture tells how much noise there is.
+"""Noise parameters by maximum likelihood.
 
-The network gives a prior N(mu_x, sigma_x) at each pixel, and a noise model the density of the noisy pixel under it.
-The parameters at which the noisy pixels of a picture are most likely need no second network and no training.
+The network gives a prior N(mu_x, sigma_x) at each pixel; with it a noise model gives the density of the noisy pixel.
+The result is the parameter at which the noisy pixels of a picture are most likely. It needs no second network and no
+training.
 """
 
 import math
@@ -32,9 +33,9 @@ def thin(*arrays):
 def is_lit(mu_x):
     """Which pixels a fit reads, [..., C] to bool [...]: those where the prior mean of each channel is at least 0.05.
 
-    In a channel near black a network may say less than 0. The variance of photon noise there is far too small then,
-    and a few pixels would decide the fit. This looks at the prior only, so it prefers no noise. Where fewer than a
-    tenth of the pixels are left, all are read.
+    Near black, mu_x can come out below 0. The variance of photon noise, which is proportional to mu_x, is then far too
+    small, and a few such pixels would decide the fit. The choice looks at the prior only, not at the noisy pixel, so it
+    does not bias the result. If fewer than a tenth of the pixels remain, all are read.
     """
     lit = ops.all(mu_x >= _LEAST_LIT, axis=-1)
     share = ops.mean(ops.cast(lit, mu_x.dtype), axis=tuple(range(1, len(lit.shape))), keepdims=True)

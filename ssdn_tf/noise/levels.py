@@ -4,12 +4,12 @@ A level is the number that people say: sigma 25 (of 255), lam 30 photons, alpha 
 quantity in the unit of the formulas, where intensities are in [0, 1]: sigma 25/255. A noise model with two numbers
 (`Levels`) has tuples of them, in one order; inside such a level, None stands for noise of that kind that is not there.
 
-Flags, run names, data, the SavedModel and its client all read this table. It imports no Keras, so the client
-can read it too. Sentences here never name a flag; `commands.level_flags` adds it.
+Flags, run names, data, the SavedModel and its client all read this table. It imports no Keras, because the client
+does without. Error messages here do not name a flag; `commands.level_flags` adds its name.
 
-One rule holds everywhere: legal is what the formulas are defined for. Sigma 0 (bounded below where sigma is
-known, see `NoiseModel.bound_known`) and alpha 0 or 1 are legal; only a training refuses a fixed level at which
-there is nothing to learn (`check_trainable`).
+A level is legal if the formulas are defined for it: sigma 0 (a known sigma is raised to 1e-3, see
+`NoiseModel.bound_known`) and alpha 0 or 1 are legal. A training at such a fixed level would have nothing to learn, so
+training refuses it (`check_trainable`).
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Symmetric positive definite matrices of size 1 or 3, one a pixel, in closed form.
 
-A batched library call (Cholesky, inverse) on 65,536 matrices of 3x3 costs three to
-ten times as much as the same algebra written out, and some of them do not compile
-under XLA. `solve_and_logdet` works from the factors A = L D L^T, L unit lower triangular:
-no square root, no inverse of an inverse, finite gradients wherever A is definite.
+Written out, the algebra of 65,536 matrices of 3x3 takes a third to a tenth of the time of a batched library call
+(Cholesky, inverse), and it compiles under XLA, which some of those calls do not. `solve_and_logdet` factors
+A = L D L^T with L unit lower triangular: it needs no square root and no inverse, and its gradients are finite wherever
+A is positive definite.
 """
 
 from keras import ops

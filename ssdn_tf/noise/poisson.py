@@ -53,11 +53,12 @@ class PoissonNoise(AdditiveNoise):
     def estimate(self, crops):
         """Robust lam of noisy crops [N,H,W,C], at most 500, as a learned lam stays below 1000.
 
-        In a flat 2x2 block with k photons, the signs of the diagonal Haar detail d are k fair coins: with the
-        block's mean m = k / (4 lam), lam d^2 / m = s^2 / k, where s is the sum of k random signs. Its mean is 1
-        whatever the brightness, also in pictures so dark that most details are 0. Edges only raise it, so values
-        above 1 count as 1: the result is the lam at which the mean of min(lam d^2 / m, 1) over all blocks with
-        photons is what k random signs give. Texture makes it too small, by a quarter at lam 200.
+        In a flat 2x2 block, each of its k photons adds to the diagonal Haar detail d or subtracts from it, with equal
+        probability. So lam d^2 / m = s^2 / k, where m = k / (4 lam) is the mean of the block and s the sum of k random
+        signs. The mean of s^2 / k is 1 at any brightness, in very dark pictures too. Edges raise d^2, so values
+        above 1 count as 1. The result is the lam at which the mean of min(lam d^2 / m, 1) over all blocks with
+        photons has the value that k random signs give. In pictures with much texture it is too small, by a quarter at
+        lam 200.
         """
         mean = haar.mean(np.asarray(crops, np.float64))
         lit = mean > 0

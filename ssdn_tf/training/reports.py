@@ -52,7 +52,7 @@ class Validation:
             return {"held_out_loss": float(np.mean([self._loss(denoiser.training, image) for image in self.noisy]))}
         if not self.cases:
             return {}
-        tested = protocol.model_denoiser(Predictor(denoiser.inference, self.options.experiment))
+        tested = protocol.model_method(Predictor(denoiser.inference, self.options.experiment))
         rows = []
         for case in self.cases:
             prediction = tested.denoise(case)

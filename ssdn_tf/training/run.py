@@ -168,7 +168,7 @@ class Run:
             self._validate()
         report = time.monotonic() - seconds
         left = max(self.options.budget - (time.monotonic() - self.began), 0.0)
-        # As many reports as would fit without their own time, which is a few per cent.
+        # How many reports there would be if they took no time; their time is then taken off.
         images = self.options.with_seconds(left, durations).train_images
         reports = images / (self.report_images or max(images // _REPORTS, _LEAST_REPORT))
         planned = self.options.with_seconds(max(left - reports * report, 0.0), durations)

@@ -196,7 +196,7 @@ def test_a_large_picture_goes_on_where_it_was_stopped(compact_run, tmp_path, mon
     tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack")
     flags = [f"--model={compact_run}", f"--input={tmp_path / 'in.tif'}", "--tile=240", "--uncertainty"]
     assert call(*flags, f"--output={tmp_path / 'whole.tif'}") == 0
-    tiles, taken = pictures.Denoiser.tiles, []
+    tiles, taken = pictures.PictureDenoiser.tiles, []
 
     def stopped(*arguments):
         for part in tiles(*arguments):
@@ -207,7 +207,7 @@ def test_a_large_picture_goes_on_where_it_was_stopped(compact_run, tmp_path, mon
         if len(taken) == stop_after == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(pictures.Denoiser, "tiles", stopped)
+    monkeypatch.setattr(pictures.PictureDenoiser, "tiles", stopped)
     target = tmp_path / "out.tif"
     assert call(*flags, f"--output={target}") == 130 and not target.exists()
     assert (tmp_path / ".out.tif.partial").is_dir()

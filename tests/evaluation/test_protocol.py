@@ -69,7 +69,7 @@ def run(folder, tmp_path, tested=None, denoise=None, experiment=None, repeats=1)
     """Result of a denoiser on the pictures in a folder."""
     tested = tested or Experiment()
     cases = protocol.Protocol(tested, protocol.image_set(str(folder)), repeats, seed=1)
-    denoiser = protocol.Denoiser("test", denoise or (lambda case: Prediction(case.noisy)), experiment)
+    denoiser = protocol.Method("test", denoise or (lambda case: Prediction(case.noisy)), experiment)
     return protocol.evaluate(cases, denoiser, tmp_path / "out", strips=10)
 
 
@@ -226,11 +226,11 @@ def test_sets_that_are_missing_are_refused(tmp_path):
 def test_baselines_are_for_additive_noise_but_for_the_median():
     impulses = Experiment(noise="impulse", low=0.5, high=0.5)
     with pytest.raises(UserError, match="nlm: expected additive noise, received impulse noise"):
-        protocol.baseline_denoiser("nlm", impulses)
+        protocol.baseline_method("nlm", impulses)
     case = protocol.corrupt(
         np.full((40, 40, 3), 0.5, np.float32), impulses, noise_model(impulses), np.random.default_rng(0)
     )
-    found = protocol.baseline_denoiser("median", impulses).denoise(case).denoised
+    found = protocol.baseline_method("median", impulses).denoise(case).denoised
     assert np.abs(found - 0.5).max() < np.abs(case.noisy - 0.5).max()
 
 

@@ -25,6 +25,21 @@ def models():
 @pytest.fixture(autouse=True)
 def small(models, monkeypatch):
     monkeypatch.setattr(predictor, "load", lambda name: models[1 if "gray" in str(name) else 3])
+    pictures._load_at.cache_clear()
+    yield
+    pictures._load_at.cache_clear()
+
+
+def test_a_model_is_loaded_once_and_again_when_it_changes(models, monkeypatch, tmp_path):
+    loaded = []
+    monkeypatch.setattr(predictor, "load", lambda name: loaded.append(name) or models[1])
+    run = tmp_path / "gray"
+    run.mkdir()
+    for expected in (1, 1, 2, 2):
+        if expected == 2 and len(loaded) == 1:
+            (run / "checkpoint.npz").write_text("a training has gone on")
+        ssdn_tf.denoise(image("uint8", (9, 9)), model=run)
+        assert len(loaded) == expected
 
 
 def image(dtype, shape, low=0, high=255):
@@ -79,7 +94,7 @@ def test_the_noise_that_is_found_is_named_without_what_is_not_there():
 
 
 def test_a_set_can_have_one_noise_level(models):
-    worker = pictures.Denoiser()
+    worker = pictures.PictureDenoiser()
     planes = [image("float32", (24, 24, 3), 0, 1), image("float32", (24, 24, 3), 0.4, 0.6)]
     alone = [worker.plane(plane, (0, 1))[2] for plane in planes]
     worker.fit_set(planes, (0, 1))
