@@ -147,14 +147,7 @@ def find(path):
         return [(path, pathlib.Path(path.name))]
     if not path.is_dir():
         raise UserError(f"expected a picture or a folder with pictures, received '{path}', which does not exist.")
-    names = sorted(f.relative_to(path) for f in path.rglob("*") if f.is_file())
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
-    others = [name for name in names if name.suffix.lower() not in SUFFIXES]
-    if others:
-        images.warn(f"{path}: left out {images.enumerate_names(others)}: no picture suffix.")
-    if len(others) == len(names):
-        raise UserError(f"{path}: expected pictures ({', '.join(SUFFIXES)}), received none.")
-    return [(path / name, name) for name in names if name.suffix.lower() in SUFFIXES]
+    return [(file, file.relative_to(path)) for file in images.find(path, SUFFIXES)]
 
 
 def write(path, picture, planes):

@@ -180,8 +180,8 @@ def write_whole(path, write_to):
             temporary.unlink()
 
 
-def find(folder):
-    """The picture files below a folder, sorted by name.
+def find(folder, suffixes=SUFFIXES):
+    """The picture files below a folder, sorted; hidden files and folders are left out.
 
     Files with another suffix are named in one warning and left out.
 
@@ -191,15 +191,15 @@ def find(folder):
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"expected a folder with pictures, received '{folder}', which is none.")
-    files = sorted(f for f in folder.rglob("*") if f.is_file())
-    files = [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
-    pictures = [f for f in files if f.suffix.lower() in SUFFIXES]
-    others = [f.name for f in files if f.suffix.lower() not in SUFFIXES]
+    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    pictures = [name for name in names if name.suffix.lower() in suffixes]
+    others = [name for name in names if name.suffix.lower() not in suffixes]
     if others:
         warn(f"{folder}: left out {enumerate_names(others)}: no picture suffix.")
     if not pictures:
-        raise UserError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), received none.")
-    return pictures
+        raise UserError(f"{folder}: expected pictures ({', '.join(suffixes)}), received none.")
+    return [folder / name for name in pictures]
 
 
 def enumerate_names(names, most=5):
