@@ -33,8 +33,21 @@ WITHOUT_KERAS = [
     *("serving.remote", "serving.rpc", "serving.remote_denoiser", "serving.picture_files"),
 ]
 DECLARED = {
-    *("absl", "bm3d", "grpc", "google", "imagecodecs", "importlib_resources", "jax", "keras", "numpy", "PIL", "pywt"),
-    *("scipy", "skimage", "ssdn_tf", "tensorboard", "tensorflow", "tensorflow_datasets", "tifffile", "tqdm"),
+    *(
+        "absl",
+        "bm3d",
+        "distributed",
+        "grpc",
+        "google",
+        "imagecodecs",
+        "importlib_resources",
+        "jax",
+        "keras",
+        "numpy",
+        "PIL",
+        "pywt",
+    ),
+    *("scipy", "skimage", "ssdn_tf", "tensorboard", "tensorflow", "tensorflow_datasets", "tifffile", "tqdm", "zarr"),
 }
 
 

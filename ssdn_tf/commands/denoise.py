@@ -1,18 +1,15 @@
 """denoise.py: denoises picture files."""
 
 import dataclasses
-import math
 import pathlib
 import shlex
 import sys
 
-import numpy as np
 import tqdm
 from absl import flags
 
-import ssdn_tf
 from ssdn_tf.commands import cli, level_flags, model_flag
-from ssdn_tf.data import files, images, planes
+from ssdn_tf.data import files, images, planes, zarr_files
 from ssdn_tf.errors import UserError
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
@@ -23,8 +20,9 @@ TEXT = """Denoises a picture, or a folder of them. The noise level is found by i
     python denoise.py --input=stack.tif --output=denoised.tif --uncertainty
     python denoise.py --model=runs/00003-... --sigma=15 --input=noisy.png --output=denoised.png
 
-PNG, JPEG, TIFF (stacks, ImageJ, OME, 8 to 64 bit, floats), BMP, WebP and .npy; the output keeps dtype, range, pages and
-description. In a folder, pictures that are there already are skipped, so the same command goes on after a stop.
+PNG, JPEG, TIFF (stacks, ImageJ, OME, 8 to 64 bit, floats), BMP, WebP, .npy and .zarr; the output keeps dtype, range,
+pages and description. In a folder, pictures that are there already are skipped, so the same command goes on after a
+stop.
 """
 
 
@@ -56,6 +54,10 @@ def define(values):
         flags.DEFINE_string(
             "adapt", None, "first train the network on the pictures themselves for so long, such as 5min; it stays in "
             "OUTPUT-network", flag_values=values,
+        )  # fmt: skip
+        flags.DEFINE_string(
+            "cluster", None, "scheduler of a Dask cluster whose workers denoise, such as tcp://HOST:8786; they need "
+            "this package, and the model if it is not one of the package", flag_values=values,
         )  # fmt: skip
         flags.DEFINE_integer(
             "tile", 1536, "side in pixels of the tiles in which pictures of more than tile^2 pixels are denoised; the "
@@ -91,25 +93,28 @@ def main(values):
         code = _adapt(values, survey, limits)
         if code:
             return code
-    from ssdn_tf.inference import pictures as work
-
-    model = _beside(values, "network") if values.adapt else values.model
-    worker = work.PictureDenoiser(model, values.tile, values.ensemble)
+    worker = _worker(values)
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
+    from ssdn_tf.inference.file_denoiser import FileDenoiser
+
     readable = [(source, target) for source, target in pending if source in survey.files]
     failed = len(pending) - len(readable)
     page = _page(values, set(pairs) - set(pending), limits) if values.report else None
-    bar = tqdm.tqdm(readable, unit="picture", disable=len(pairs) == 1)
-    for source, target in bar:
-        try:
-            bar.write(_denoise(values, work, worker, source, target, limits, levels.get(source), page))
-        except UserError as error:
+    results = FileDenoiser(worker, limits, values.uncertainty, values.preview, values.report).all(readable, levels)
+    bar = tqdm.tqdm(results, total=len(readable), unit="picture", disable=len(pairs) == 1)
+    for result in bar:
+        if isinstance(result, UserError):
             if len(pairs) == 1:
-                raise
-            images.warn(f"left out {error}")
+                raise result
+            images.warn(f"left out {result}")
             failed += 1
+            continue
+        cells, views = result
+        bar.write("{file}: {size}, {noise}".format(**cells))
+        if page:
+            page.add(cells, views)
     if page:
         page.write(_beside(values, "report.html"))
         print(f"Report: {_beside(values, 'report.html')}")
@@ -118,124 +123,29 @@ def main(values):
     return 0
 
 
-def _denoise(values, work, worker, source, target, limits, level, page):
-    """Denoises one file; returns what to say about it.
+def _worker(values):
+    """The PictureDenoiser that the flags ask for."""
+    model = _beside(values, "network") if values.adapt else values.model
+    if values.cluster:
+        from ssdn_tf.inference.cluster import ClusterDenoiser
 
-    level: of this file, as a dict, or None.
-    page: a Page that shows its first plane, or None.
-    """
-    from ssdn_tf.inference.pieces import Pieces
+        return ClusterDenoiser(values.cluster, model, values.tile, values.ensemble)
+    from ssdn_tf.inference.pictures import PictureDenoiser
 
-    picture = files.read(source)
-    pieces = Pieces(target, _key(values, worker, picture, limits, level))
-    try:
-        for number in range(len(picture)):
-            _denoise_plane(worker, picture[number], number, pieces, limits, level, values.uncertainty)
-        numbers = range(len(picture))
-        files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
-        if values.uncertainty and pieces.find("std-0") is not None:
-            _write_std(target.with_name(f"{target.stem}-std.tif"), picture, [pieces.find(f"std-{n}") for n in numbers])
-        noise = work.describe(*(noise for number in numbers for noise in pieces.done(number).values()))
-        height, width, _ = picture.shapes[0]
-        size = ("" if len(picture) == 1 else f"{len(picture)} planes of ") + f"{width}x{height}"
-        if values.preview or page:
-            views = _views(picture[0], pieces.find("denoised-0"), pieces.find("std-0"), limits)
-            if values.preview:
-                images.write(target.with_name(f"{target.stem}-preview.png"), _preview(views))
-            if page:
-                page.add({"file": str(target), "size": size, "noise": noise}, views)
-    except UserError:
-        pieces.remove()
-        raise
-    pieces.remove()
-    return f"{target}: {size}, {noise}"
-
-
-def _denoise_plane(worker, plane, number, pieces, limits, level, uncertainty):
-    """Brings the missing pieces of a plane to disk."""
-    denoised = pieces.array(f"denoised-{number}", plane.shape, plane.dtype)
-    for piece, tile, part, std, noise in worker.tiles(plane, limits, level, pieces.done(number)):
-        tile.place(files.cast(part, plane.dtype), denoised)
-        if uncertainty and std is not None:
-            tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
-        pieces.finish(number, piece, noise)
-    pieces.close(number)
-
-
-def _key(values, worker, picture, limits, level):
-    """What the result for a picture depends on, as JSON has it: pieces of another result are of no use."""
-    models = {}
-    for channels in sorted({shape[-1] for shape in picture.shapes}):
-        path = worker.predictor(channels).source.path
-        weights = next((f for f in (path / "checkpoint.npz", path / "saved_model.pb") if f.exists()), path)
-        parameter = worker.parameters.get(channels)
-        parameter = parameter if isinstance(parameter, str) else np.ravel(parameter or ()).tolist()
-        models[str(channels)] = [str(path), weights.stat().st_mtime_ns, parameter]
-    source = picture.path.stat()
-    return {
-        "file": [str(picture.path.resolve()), source.st_size, source.st_mtime_ns],
-        "models": models,
-        "limits": list(limits),
-        "tile": values.tile,
-        "ensemble": values.ensemble,
-        "level": level,
-        "uncertainty": values.uncertainty,
-        "version": ssdn_tf.__version__,
-    }
-
-
-def _views(plane, denoised, std, limits, side=1024):
-    """{name: [h,w,C] in [0, 1]}: the middle of noisy, denoised, and std, where white is a tenth of the range."""
-    top, left = (max(0, (length - side) // 2) for length in plane.shape[:2])
-    middle = np.s_[top : top + side, left : left + side]
-    views = {"noisy": planes.to_unit(plane[middle], limits), "denoised": planes.to_unit(denoised[middle], limits)}
-    if std is None:
-        return views
-    return views | {"std (white: a tenth of the range)": 10 * std[middle] / (limits[1] - limits[0])}
-
-
-def _preview(views, side=320):
-    """uint8 [h,w,3]: the middles of the views, side by side."""
-    height, width, _ = views["noisy"].shape
-    top, left = (max(0, (length - side) // 2) for length in (height, width))
-    cut = [images.to_uint8(view[top : top + side, left : left + side]) for view in views.values()]
-    return np.concatenate([images.to_channels(view, 3) for view in cut], axis=1)
+    return PictureDenoiser(model, values.tile, values.ensemble)
 
 
 def _page(values, done, limits):
     """The Page of the report, with the pictures that an earlier start has denoised."""
     from ssdn_tf.evaluation import page
+    from ssdn_tf.inference.file_denoiser import middle_views, size_of
 
     made = page.Page(f"{values.input}, denoised by {values.model or 'the network of the package'}", page.HOW)
     for source, target in sorted(done):
         noisy, denoised = files.read(source), files.read(target)
-        height, width, _ = noisy.shapes[0]
-        views = _views(noisy[0], denoised[0], None, limits)
-        made.add({"file": str(target), "size": f"{width}x{height}", "noise": "(denoised before)"}, views)
+        views = middle_views(noisy[0], denoised[0], None, limits)
+        made.add({"file": str(target), "size": size_of(noisy), "noise": "(denoised before)"}, views)
     return made
-
-
-def _write_std(path, picture, stds):
-    """A TIFF of 32-bit floats with the std of each plane as a page."""
-    import tifffile
-
-    if len(set(picture.shapes)) > 1:
-        raise UserError(f"{path}: expected planes of one shape for the standard deviations, received several.")
-    height, width, channels = picture.shapes[0]
-    shape = (len(stds), height, width, channels) if channels == 3 else (len(stds), height, width)
-    pages = (np.asarray(std).reshape(shape[1:]) for std in stds)
-    photometric = "rgb" if channels == 3 else "minisblack"
-    shape = shape if len(stds) > 1 else shape[1:]
-
-    def write_to(file):
-        tifffile.imwrite(file, pages, shape=shape, dtype=np.float32, photometric=photometric, bigtiff=_is_big(shape))
-
-    images.write_whole(path, write_to)
-
-
-def _is_big(shape):
-    """True where an array of 32-bit floats needs BigTIFF."""
-    return 4 * math.prod(shape) > 2**32 - 2**26
 
 
 # ---------------------------------------------------------------- what the flags say
@@ -251,8 +161,8 @@ def _pairs(values):
         raise UserError(f"--input: expected a picture or a folder, received '{source}', which does not exist.")
     if source.resolve() == target.resolve():
         raise UserError("--output must differ from --input.")
-    if not source.is_dir():
-        if target.is_dir():
+    if not source.is_dir() or zarr_files.is_zarr(source):
+        if target.is_dir() and target.suffix.lower() != zarr_files.SUFFIX:
             target = target / source.name
         suffix = target.suffix.lower()
         if suffix not in files.SUFFIXES:
@@ -327,7 +237,8 @@ def _levels_of_files(values, pairs):
     with cli.errors_about("levels"):
         rows = level_flags.read_table(values.levels)
         root = pathlib.Path(values.input)
-        names = {source: source.relative_to(root).as_posix() if root.is_dir() else source.name for source, _ in pairs}
+        single = len(pairs) == 1 and pairs[0][0] == root
+        names = {source: source.name if single else source.relative_to(root).as_posix() for source, _ in pairs}
         missing = [name for name in names.values() if name not in rows]
         if missing:
             listed = images.enumerate_names(missing)

@@ -2,7 +2,7 @@
 
 A file that is read and written keeps its dtype, its numbers as they are (nothing is stretched),
 its pages and axes, its resolution and its description. TIFF and NumPy files are read and written
-one plane at a time, so a stack may be larger than memory.
+one plane at a time, so a stack may be larger than memory; of a Zarr, a plane may be, too.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ import numpy as np
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
-from ssdn_tf.data import images
+from ssdn_tf.data import images, zarr_files
 from ssdn_tf.errors import UserError
 
 TIFF = (".tif", ".tiff", ".btf")
 # The dtypes of a single picture; TIFF and NumPy files hold any, and stacks.
 SINGLE = {".png": ("uint8", "uint16")} | dict.fromkeys((".jpg", ".jpeg", ".bmp", ".webp"), ("uint8",))
-SUFFIXES = (*SINGLE, *TIFF, ".npy")
+SUFFIXES = (*SINGLE, *TIFF, ".npy", zarr_files.SUFFIX)
 
 _TRANSPARENT = (".png", ".webp")
 _PNG_CHUNKS = frozenset(b"tEXt zTXt iTXt pHYs iCCP sRGB gAMA cHRM cICP eXIf tIME".split())
@@ -75,13 +75,15 @@ class Picture:
         return len(self.shapes)
 
     def __getitem__(self, i):
-        """Plane i, a new array [H, W, C].
+        """Plane i, a new array [H, W, C]; of a Zarr, a `zarr_files.Plane`, which is read when it is sliced.
 
         Raises:
             UserError: the plane is damaged, or has NaN or infinity.
         """
         i = range(len(self))[i]
         plane = self.load(i)
+        if isinstance(plane, zarr_files.Plane):
+            return plane
         plane = plane.astype(plane.dtype.newbyteorder("="))
         if plane.dtype.kind == "f" and (wrong := np.size(plane) - np.count_nonzero(np.isfinite(plane))):
             name = f"{self.path}, plane {i + 1} of {len(self)}"
@@ -90,7 +92,7 @@ class Picture:
 
 
 def read(path):
-    """The Picture in a PNG, JPEG, BMP, WebP, TIFF or NumPy file; the content says which it is, not the name.
+    """The Picture in a PNG, JPEG, BMP, WebP, TIFF, NumPy file or Zarr; the content says which it is, not the name.
 
     NumPy arrays: [H, W] is one picture. With three or more axes, a last axis of 3 is colour and one of 1
     is gray; otherwise all axes but the last two count pictures. So [N, H, 3] is always one colour picture.
@@ -100,6 +102,8 @@ def read(path):
     """
     path = pathlib.Path(path)
     with _readable(path):
+        if zarr_files.is_zarr(path):
+            return Picture(path, *zarr_files.read(path), {"zarr": path})
         with path.open("rb") as file:
             head = file.read(6)
         if not head:
@@ -143,7 +147,7 @@ def find(path):
         UserError: no such file or folder, or no picture in it.
     """
     path = pathlib.Path(path)
-    if path.is_file():
+    if path.is_file() or zarr_files.is_zarr(path):
         return [(path, pathlib.Path(path.name))]
     if not path.is_dir():
         raise UserError(f"expected a picture or a folder with pictures, received '{path}', which does not exist.")
@@ -168,6 +172,14 @@ def write(path, picture, planes):
     suffix = path.suffix.lower()
     _check_suffix(path, suffix, picture)
     planes = _matching(path, picture, planes)
+    if suffix == zarr_files.SUFFIX:
+        like = picture.kept.get("zarr")
+        shape = picture.shape if like else _common_shape(picture)
+        cast_planes = (cast(plane, picture.dtype) for plane in planes)
+        images.write_whole_folder(
+            path, lambda folder: zarr_files.write(folder, cast_planes, shape, picture.dtype, like)
+        )
+        return
 
     def write_to(file):
         if suffix == ".npy":
@@ -194,7 +206,7 @@ def _fits(suffix, picture):
         return len(picture) == 1 and picture.dtype.name in SINGLE[suffix]
     if suffix in TIFF and "units" in picture.kept:
         return True
-    return len(set(picture.shapes)) == 1 and (suffix == ".npy" or picture.dtype.itemsize <= 8)
+    return len(set(picture.shapes)) == 1 and (suffix in (".npy", zarr_files.SUFFIX) or picture.dtype.itemsize <= 8)
 
 
 def _matching(path, picture, planes):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import pathlib
+import shutil
 import sys
 import uuid
 
@@ -180,6 +181,23 @@ def write_whole(path, write_to):
             temporary.unlink()
 
 
+def write_whole_folder(path, write_to):
+    """As `write_whole`, for a folder: `write_to(new folder)`."""
+    path = pathlib.Path(path)
+    temporary, old = (path.with_name(f".{path.name}.{uuid.uuid4().hex}") for _ in range(2))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to(temporary)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def find(folder, suffixes=SUFFIXES):
     """The picture files below a folder, sorted; hidden files and folders are left out.
 
@@ -191,8 +209,7 @@ def find(folder, suffixes=SUFFIXES):
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"expected a folder with pictures, received '{folder}', which is none.")
-    names = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
-    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    names = sorted(file.relative_to(folder) for file in _walk(folder))
     pictures = [name for name in names if name.suffix.lower() in suffixes]
     others = [name for name in names if name.suffix.lower() not in suffixes]
     if others:
@@ -200,6 +217,18 @@ def find(folder, suffixes=SUFFIXES):
     if not pictures:
         raise UserError(f"{folder}: expected pictures ({', '.join(suffixes)}), received none.")
     return [folder / name for name in pictures]
+
+
+def _walk(folder):
+    """The files below a folder, but for hidden ones. A folder that is one picture, NAME.zarr, counts as a file."""
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if is_folder and entry.suffix.lower() != ".zarr":
+            yield from _walk(entry)
+        elif is_folder or entry.is_file():
+            yield entry
 
 
 def enumerate_names(names, most=5):

@@ -24,8 +24,8 @@ def measured_range(planes):
         dtype = plane.dtype
         if dtype == np.uint8:
             return 0.0, 255.0
-        flat = plane.reshape(-1)
-        values.append(flat[:: max(flat.size // _SAMPLED_PIXELS, 1)].astype(np.float64))
+        step = max(int((plane.size // _SAMPLED_PIXELS) ** 0.5), 1)
+        values.append(np.ravel(plane[::step, ::step]).astype(np.float64))
     if not values:
         return 0.0, 1.0
     low, high = np.percentile(np.concatenate(values), (0.1, 99.9))

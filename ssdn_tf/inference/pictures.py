@@ -38,9 +38,12 @@ class PictureDenoiser:
         tile, ensemble: see `Predictor.denoise`.
         load: function of `model` that gives its Predictor; default `predictor.load`.
 
+    workers: how many processes denoise at the same time.
     parameters: {number of channels: noise parameter of all such planes}; where there is none, it is fitted to each
         plane (or comes from the model).
     """
+
+    workers = 1
 
     def __init__(self, model=None, tile=predictor.TILE, ensemble=1, load=None):
         self._model, self._load = model, load or predictor.load

@@ -153,18 +153,28 @@ class Predictor:
                 f"expected a picture of the shape [H, W, {self.experiment.channels}], received {noisy.shape}."
             )
         parameter = self._parameter(noise_parameter)
-        model, tiles = self.model, self._tiles(noisy, tile)
+        model, tiles = self.model, self.tiles_of(noisy, tile)
         if parameter is _FITTED and not tiles:
             model, parameter = self._sibling("fitted"), np.zeros(len(LEVELS[self.experiment.noise].numbers))
-        elif parameter is _FITTED:
-            model, parameter = self._sibling("known"), self.fit([self.pixels(noisy, tile)])
-        elif self.experiment.parameter_source == "per_image" and tiles and isinstance(model, keras.Model):
-            # A picture has one level, so it is estimated first and then given to all tiles.
-            model, parameter = self._sibling("known"), self._estimate(noisy, tiles)
+        elif tiles and (parameter is _FITTED or self._estimates_each):
+            # A picture has one level, so it is found first and then given to all tiles.
+            model, parameter = self._sibling("known"), self.parameter_of_tiles(noisy, noise_parameter, tile)
         run = self._run if ensemble == 1 else functools.partial(self._run_ensemble, ensemble)
         for number, part in enumerate(tiles or [tiling.whole(*noisy.shape[:2])]):
             if number not in done:
                 yield number, part, run(model, part.cut(noisy), parameter)
+
+    @property
+    def _estimates_each(self):
+        return self.experiment.parameter_source == "per_image" and isinstance(self.model, keras.Model)
+
+    def parameter_of_tiles(self, noisy, noise_parameter, tile):
+        """The noise parameter that the tiles of a picture share, where it is found; else what is given."""
+        if self._parameter(noise_parameter) is _FITTED:
+            return self.fit([self.pixels(noisy, tile)])
+        if self._estimates_each:
+            return self._estimate(noisy, self.tiles_of(noisy, tile))
+        return noise_parameter
 
     def pixels(self, noisy, tile=TILE):
         """Some thousand pixels of a picture, with what the network says of them: what a fit reads.
@@ -175,7 +185,7 @@ class Predictor:
         Returns:
             (noisy [n,C], mu_x [n,C], sigma_x [n,C,C]), NumPy.
         """
-        tiles, found = self._tiles(noisy, tile) or [tiling.whole(*noisy.shape[:2])], []
+        tiles, found = self.tiles_of(noisy, tile) or [tiling.whole(*noisy.shape[:2])], []
         for chosen in tiles[:: -(-len(tiles) // _FITTED_TILES)]:
             part = np.asarray(chosen.cut(noisy), np.float32)
             mu_x, sigma_x = self._prior.predict_on_batch(part[None])
@@ -186,7 +196,7 @@ class Predictor:
         lit = ops.convert_to_numpy(fitting.is_lit(mu_x[None]))[0]
         return noisy[lit], mu_x[lit], sigma_x[lit]
 
-    def _tiles(self, noisy, tile):
+    def tiles_of(self, noisy, tile):
         """The tiles of a picture that is too large for one piece, else None."""
         if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
             return None

@@ -1,0 +1,87 @@
+"""Tiles on an existing Dask cluster. Needs the package distributed; the workers need this package, and the model.
+
+Pictures are read and written here. A worker gets a tile, loads the model at its first one, and sends the result back,
+so the machines need no common file system, except for a model that is not one of the package. Dask gives the tiles of
+a worker that is lost to the others.
+"""
+
+import collections
+import functools
+import threading
+
+from ssdn_tf.data.planes import UnitView
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import pictures, tiling
+
+_AHEAD = 2  # tiles on their way, for each worker
+_one_at_a_time = threading.Lock()  # a model uses all cores; Keras is not for several threads
+
+
+class ClusterDenoiser(pictures.PictureDenoiser):
+    """A PictureDenoiser whose tiles are denoised by the workers of a cluster. `tiles` may be called by several threads.
+
+    Args:
+        address: of the scheduler, such as tcp://HOST:8786.
+        model, tile, ensemble: as for PictureDenoiser.
+
+    Raises:
+        UserError: distributed is not installed, no scheduler answers, or it has no workers.
+    """
+
+    def __init__(self, address, model=None, tile=pictures.predictor.TILE, ensemble=1):
+        super().__init__(model, tile, ensemble)
+        self._client = _connect(address)
+        self.workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
+        if not self.workers:
+            raise UserError(f"--cluster: expected workers at '{address}', received none.")
+
+    def tiles(self, plane, limits, noise=None, done=()):
+        channels, (height, width) = plane.shape[-1], plane.shape[:2]
+        with _one_at_a_time:
+            model = self.predictor(channels)
+            view = UnitView(plane, limits, model.experiment.channels)
+            parameter = pictures.parameter_of(noise, model.experiment) if noise else self.parameters.get(channels)
+            parts = model.tiles_of(view, self.tile) or [tiling.whole(height, width)]
+            if len(parts) > 1 and len(done) < len(parts):
+                parameter = model.parameter_of_tiles(view, parameter, self.tile)
+        name = str(self._model) if self._model else None
+        waiting = collections.deque()
+        for number, tile in enumerate(parts):
+            if number in done:
+                continue
+            settings = (name, self.ensemble, limits, parameter)
+            waiting.append((number, tile, self._client.submit(_denoise_part, tile.cut(plane), *settings, pure=False)))
+            if len(waiting) > _AHEAD * self.workers:
+                yield _result(*waiting.popleft())
+        while waiting:
+            yield _result(*waiting.popleft())
+
+
+def _result(number, tile, future):
+    return number, tile, *future.result()
+
+
+def _connect(address):
+    try:
+        import distributed
+    except ImportError as error:
+        raise UserError(
+            f'--cluster needs Dask (pip install "ssdn_tf[dask]"), which cannot be imported ({error}).'
+        ) from error
+    try:
+        return distributed.Client(address, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--cluster: expected a Dask scheduler at '{address}', received '{error}'.") from error
+
+
+def _denoise_part(part, model, ensemble, limits, parameter):
+    """(denoised, std, noise) of a tile [h,w,C], on a worker."""
+    with _one_at_a_time:
+        worker = _worker(model, ensemble)
+        worker.parameters = {} if parameter is None else {part.shape[-1]: parameter}
+        return worker.plane(part, limits)
+
+
+@functools.lru_cache(maxsize=2)
+def _worker(model, ensemble):
+    return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble)

@@ -1,0 +1,156 @@
+"""A picture file becomes a denoised one: read, denoised in pieces, and written, with its std and a preview."""
+
+import concurrent.futures
+import math
+
+import numpy as np
+import tifffile
+
+import ssdn_tf
+from ssdn_tf.data import files, images, planes
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import pictures
+from ssdn_tf.inference.pieces import Pieces
+
+_SHOWN = 1024  # side of a view
+_PREVIEW = 320
+
+
+class FileDenoiser:
+    """Denoises picture files.
+
+    Args:
+        worker: PictureDenoiser.
+        limits: (black, white), see `data.planes.measured_range`.
+        uncertainty: also write NAME-std.tif.
+        preview: also write NAME-preview.png.
+        views: return pictures to look at.
+    """
+
+    def __init__(self, worker, limits, uncertainty=False, preview=False, views=False):
+        self.worker, self.limits = worker, limits
+        self.uncertainty, self.preview, self.views = uncertainty, preview, views
+
+    def all(self, pairs, levels):
+        """Yields what `one` returns for each (source, target), or the UserError that it raises, in their order.
+
+        On a cluster, several files are on their way at a time. levels: {source: noise dict}.
+        """
+
+        def safe(pair):
+            try:
+                return self.one(*pair, levels.get(pair[0]))
+            except UserError as error:
+                return error
+
+        if self.worker.workers == 1:
+            yield from map(safe, pairs)
+            return
+        with concurrent.futures.ThreadPoolExecutor(2 * self.worker.workers) as pool:
+            try:
+                yield from pool.map(safe, pairs)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def one(self, source, target, level=None):
+        """Denoises a file. What a start that was stopped has done of it is not done again.
+
+        Args:
+            source, target: paths.
+            level: of its noise, such as {"sigma": 25}; None: see PictureDenoiser.
+
+        Returns:
+            ({"file": ..., "size": ..., "noise": ...} in words, {name: view}; {} without `views`).
+
+        Raises:
+            UserError: the picture is damaged, or the file system refuses.
+        """
+        picture = files.read(source)
+        pieces = Pieces(target, self._key(picture, level))
+        try:
+            numbers = range(len(picture))
+            for number in numbers:
+                self._plane(picture[number], number, pieces, level)
+            files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
+            if self.uncertainty and pieces.find("std-0") is not None:
+                stds = [pieces.find(f"std-{number}") for number in numbers]
+                _write_std(target.with_name(f"{target.stem}-std.tif"), picture, stds)
+            noise = pictures.describe(*(noise for n in numbers for noise in pieces.done(n).values()))
+            views = {}
+            if self.preview or self.views:
+                views = middle_views(picture[0], pieces.find("denoised-0"), pieces.find("std-0"), self.limits)
+            if self.preview:
+                images.write(target.with_name(f"{target.stem}-preview.png"), _preview(views))
+        except UserError:
+            pieces.remove()
+            raise
+        pieces.remove()
+        return {"file": str(target), "size": size_of(picture), "noise": noise}, views
+
+    def _plane(self, plane, number, pieces, level):
+        """Brings the missing pieces of a plane to disk."""
+        denoised = pieces.array(f"denoised-{number}", plane.shape, plane.dtype)
+        for piece, tile, part, std, noise in self.worker.tiles(plane, self.limits, level, pieces.done(number)):
+            tile.place(files.cast(part, plane.dtype), denoised)
+            if self.uncertainty and std is not None:
+                tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
+            pieces.finish(number, piece, noise)
+        pieces.close(number)
+
+    def _key(self, picture, level):
+        """What the result for a picture depends on, as JSON has it: pieces of another result are of no use."""
+        models = {}
+        for channels in sorted({shape[-1] for shape in picture.shapes}):
+            path = self.worker.predictor(channels).source.path
+            weights = next((f for f in (path / "checkpoint.npz", path / "saved_model.pb") if f.exists()), path)
+            parameter = self.worker.parameters.get(channels)
+            parameter = parameter if isinstance(parameter, str) else np.ravel(parameter or ()).tolist()
+            models[str(channels)] = [str(path), weights.stat().st_mtime_ns, parameter]
+        source = picture.path.stat()
+        return {
+            "file": [str(picture.path.resolve()), source.st_size, source.st_mtime_ns],
+            "models": models,
+            "limits": list(self.limits),
+            "tile": self.worker.tile,
+            "ensemble": self.worker.ensemble,
+            "level": level,
+            "uncertainty": self.uncertainty,
+            "version": ssdn_tf.__version__,
+        }
+
+
+def size_of(picture):
+    """The size of a Picture in words: 512x384, or 20 planes of 512x384."""
+    height, width, _ = picture.shapes[0]
+    return ("" if len(picture) == 1 else f"{len(picture)} planes of ") + f"{width}x{height}"
+
+
+def middle_views(plane, denoised, std, limits):
+    """{name: [h,w,C] in [0, 1]}: the middle of noisy, denoised, and std, where white is a tenth of the range."""
+    top, left = (max(0, (length - _SHOWN) // 2) for length in plane.shape[:2])
+    middle = np.s_[top : top + _SHOWN, left : left + _SHOWN]
+    views = {"noisy": planes.to_unit(plane[middle], limits), "denoised": planes.to_unit(denoised[middle], limits)}
+    if std is None:
+        return views
+    return views | {"std (white: a tenth of the range)": 10 * std[middle] / (limits[1] - limits[0])}
+
+
+def _preview(views):
+    """uint8 [h,w,3]: the middles of the views, side by side."""
+    height, width, _ = views["noisy"].shape
+    top, left = (max(0, (length - _PREVIEW) // 2) for length in (height, width))
+    cut = [images.to_uint8(view[top : top + _PREVIEW, left : left + _PREVIEW]) for view in views.values()]
+    return np.concatenate([images.to_channels(view, 3) for view in cut], axis=1)
+
+
+def _write_std(path, picture, stds):
+    """A TIFF of 32-bit floats with the std of each plane as a page."""
+    if len(set(picture.shapes)) > 1:
+        raise UserError(f"{path}: expected planes of one shape for the standard deviations, received several.")
+    height, width, channels = picture.shapes[0]
+    page = (height, width, channels) if channels == 3 else (height, width)
+    pages = (np.asarray(std).reshape(page) for std in stds)
+    shape = (len(stds), *page) if len(stds) > 1 else page
+    options = {"photometric": "rgb" if channels == 3 else "minisblack", "bigtiff": 4 * math.prod(shape) > 2**32 - 2**26}
+    images.write_whole(path, lambda file: tifffile.imwrite(file, pages, shape=shape, dtype=np.float32, **options))
