@@ -288,8 +288,6 @@ def _check_model(values, worker, channels):
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
         parameter = _level(values, model)
-        if parameter is None and values.adapt:
-            parameter = "fitted"  # of each picture, not the one level that the network was trained with
         if parameter is not None:
             worker.parameters[number] = parameter
         if values.noise_from == "set" and not model.can_fit:

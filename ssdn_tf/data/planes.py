@@ -93,6 +93,7 @@ class NoisyPlanes:
             raise UserError(
                 f"expected pictures of one dtype, or a range of intensities, received {' and '.join(dtypes)}."
             )
+        self.noise = None  # a training.found_noise.FoundNoise, once it is found
         self.limits = limits or measured_range(planes)
         self._planes = [to_unit(plane, self.limits) for plane in planes]
 
@@ -105,6 +106,10 @@ class NoisyPlanes:
     def readable(self, numbers, i):
         """Plane numbers[i]."""
         return self._planes[numbers[i]]
+
+    def parameter(self, i):
+        """The noise parameter of plane i, or None where it is not found."""
+        return self.noise and self.noise.of(self.names[i].rpartition("#")[0])
 
     def description(self):
         """What two stores of the same pictures have in common: [(name, least side), ...]."""

@@ -158,6 +158,10 @@ class Subset:
     def __getitem__(self, i):
         return self.store.readable(self.numbers, i)
 
+    def parameter(self, i):
+        """The noise parameter of picture i, of a NoisyPlanes."""
+        return self.store.parameter(self.numbers[i])
+
 
 def _ends_well(file):
     """False for a PNG or JPEG file whose last bytes are not those of a whole one.
@@ -199,9 +203,12 @@ class Samples:
         exponent: function of the image index, or None.
         noisy_already: the pictures are noisy; nothing is added.
         augment: crops are flipped and transposed at random.
+        found: function (number of a picture that is noisy already) -> its noise parameter or None; default None.
     """
 
-    def __init__(self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False):
+    def __init__(
+        self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False, found=None
+    ):
         self.store = store
         self.experiment = experiment
         self.noise = noise
@@ -210,11 +217,15 @@ class Samples:
         self.exponent = exponent
         self.noisy_already = noisy_already
         self.augment = augment
+        self.found = found
 
     def __getitem__(self, index):
         rng = np.random.default_rng((self.seed, index))
-        clean = self._crop(rng)
+        number = rng.integers(len(self.store))
+        clean = self._crop(number, rng)
         noisy, parameter = self._corrupt(clean, rng)
+        found = self.found and self.found(number)
+        parameter = parameter if found is None else found
         pipeline = self.experiment.pipeline
         sample = {"noisy": noisy}
         if pipeline == "blindspot":
@@ -234,8 +245,8 @@ class Samples:
         samples = [self[i] for i in range(int(start), int(start) + size)]
         return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
 
-    def _crop(self, rng):
-        pixels = self.store[rng.integers(len(self.store))]
+    def _crop(self, number, rng):
+        pixels = self.store[number]
         top, left = (rng.integers(side - self.crop + 1) for side in pixels.shape[:2])
         pixels = pixels[top : top + self.crop, left : left + self.crop]
         if self.augment:

@@ -358,6 +358,9 @@ def from_run(folder):
         raise UserError(
             f"expected the folder of a run, received '{folder}', whose options.json cannot be read ({error})."
         ) from error
+    if (folder / "noise.json").exists():
+        # Each training image had a noise of its own, so the one of all is not that of a picture.
+        experiment = dataclasses.replace(experiment, low=None, high=None)
     model = models.build(experiment, rate=rate).inference
     position = checkpoints.load_weights(folder / "checkpoint.npz", model)
     return Predictor(_compiled(model), experiment, Source("run", folder, {"options": options, "position": position}))

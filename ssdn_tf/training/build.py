@@ -71,8 +71,9 @@ def stage_samples(options, store, number):
         def exponent(index):
             return schedules.annealed_exponent(index, options.train_images)
 
+    pictures = store.at_least(crop)
     return Samples(
-        store.at_least(crop),
+        pictures,
         experiment,
         models.noise_model(experiment),
         crop=crop,
@@ -80,6 +81,7 @@ def stage_samples(options, store, number):
         exponent=exponent,
         noisy_already=options.noisy_already,
         augment=options.augment,
+        found=pictures.parameter if options.noisy_already else None,
     )
 
 

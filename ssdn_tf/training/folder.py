@@ -2,6 +2,7 @@
 
 options.json      what the training was asked for; the same command continues the run
 checkpoint.npz    weights, optimizer, position
+noise.json        of images that are noisy already, where it was found
 history.jsonl     one line for each report
 events.out.*      the same for TensorBoard
 lock              held by the process that trains; names it
@@ -25,7 +26,7 @@ except ImportError:  # Windows
     fcntl = None
 
 # What `images.write_whole` leaves when it is killed.
-_TEMPORARY = re.compile(r"\.(options\.json|checkpoint\.npz|history\.jsonl)\.[0-9a-f]{32}")
+_TEMPORARY = re.compile(r"\.(options\.json|noise\.json|checkpoint\.npz|history\.jsonl)\.[0-9a-f]{32}")
 _LOCK = "lock"
 
 

@@ -23,12 +23,13 @@ _VALIDATION_SIDE = 256
 class Validation:
     """Scores of a model on fixed 256x256 centre crops of at most `most` held-out images.
 
-    Clean images are made noisy, and scored by PSNR. Images that are noisy already are scored by the training loss.
+    Clean images are made noisy, and scored by PSNR. Images that are noisy already are scored by the training loss, with
+    the noise of `found` (`found_noise.FoundNoise`) or that of the options.
     """
 
-    def __init__(self, files, options, most=4):
+    def __init__(self, files, options, found=None, most=4):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
-        self.options, self.cases, self.noisy, self._scorer = options, [], [], None
+        self.options, self.cases, self.noisy, self._scorer, self._found = options, [], [], None, found
         for file in files[:most]:
             if options.noisy_already:
                 self.noisy += self._noisy_image(file)
@@ -38,18 +39,20 @@ class Validation:
                 self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 
     def _noisy_image(self, file):
-        """[the middle of the first plane of a file], or [] with a warning if it cannot be read."""
+        """[(the middle of the first plane of a file, its noise)], or [] with a warning if it cannot be read."""
         try:
             plane = to_unit(read_any(file)[0], self.options.value_range)
         except UserError as error:
             images.warn(f"left out {error}")
             return []
-        return [_centre(images.to_channels(plane, self.options.experiment.channels))]
+        experiment = self.options.experiment
+        parameter = self._found.of(file.name) if self._found else experiment.parameter(experiment.low)
+        return [(_centre(images.to_channels(plane, experiment.channels)), parameter)]
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
         if self.noisy:
-            return {"held_out_loss": float(np.mean([self._loss(denoiser.training, image) for image in self.noisy]))}
+            return {"held_out_loss": float(np.mean([self._loss(denoiser.training, *case) for case in self.noisy]))}
         if not self.cases:
             return {}
         tested = protocol.model_method(Predictor(denoiser.inference, self.options.experiment))
@@ -60,10 +63,9 @@ class Validation:
             rows.append({name: metrics.psnr(i, case.clean) for name, i in found.items() if i is not None})
         return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
-    def _loss(self, model, image):
-        parameter = np.float32(self.options.experiment.parameter(self.options.experiment.low))
+    def _loss(self, model, image, parameter):
         inputs = {"noisy": image[None], "target": image[None], "exponent": np.ones((1, 1, 1, 1), np.float32)}
-        inputs["noise_parameter"] = np.reshape(parameter, (1, 1, 1, -1))
+        inputs["noise_parameter"] = np.reshape(np.float32(parameter), (1, 1, 1, -1))
         if self._scorer is None:
             # Over the same layers, and compiled for the pictures of a validation.
             self._scorer = keras.Model(model.input, model.output)

@@ -10,18 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.data import batches, images
+from ssdn_tf.data import batches
 from ssdn_tf.data.planes import NoisyPlanes
 from ssdn_tf.data.samples import ImageStore
-from ssdn_tf.denoisers import models
-from ssdn_tf.inference import checkpoints, predictor, pretrained
-from ssdn_tf.noise.levels import LEVELS
-from ssdn_tf.training import build, callbacks, distribution, folder
+from ssdn_tf.inference import checkpoints, pretrained
+from ssdn_tf.training import build, callbacks, distribution, folder, found_noise
 from ssdn_tf.training.reports import History, Validation, progress_line
 
 _REPORTS = 20
 _LEAST_REPORT = 100  # images between two reports, where the user does not say
-_FITTED_IMAGES = 16  # of noisy ones, whose noise is found together
 _MEASURED_STEPS = 10  # of each stage, to find how many fit into a time budget
 
 
@@ -63,13 +60,18 @@ class Run:
         self.store, held_out = self._on_all(lambda: _open(options, data_dir, memory_mb))
         if options.noisy_already:
             options = dataclasses.replace(options, value_range=self.store.limits)
-        options = self._on_all(lambda: _with_found_noise(options, self.run_dir, self.store))
+        noise = None
+        if found_noise.is_needed(options):
+            noise = self._on_all(lambda: found_noise.find(options, self.run_dir, self.store, held_out))
+            options, self.store.noise = found_noise.with_level(options, noise), noise
         options = build.fit_crops(options, self.store.sides())
         distribution.require_same(self.devices, [options.to_dict(), self.store.description()])
-        self.validation = self._on_all(lambda: Validation(held_out, options) if self.devices.is_chief else None)
+        self.validation = self._on_all(lambda: Validation(held_out, options, noise) if self.devices.is_chief else None)
         with contextlib.ExitStack() as on_error:
             lock, self.options = self._on_all(lambda: self._claim(options))
             self.lock = on_error.enter_context(lock)
+            if noise and self.devices.is_chief:
+                found_noise.save(noise, self.run_dir)
             self._build()
             self._on_all(self._restore)
             self.devices.broadcast(list(self.variables.values()))
@@ -312,28 +314,6 @@ def _open(options, data_dir, memory_mb):
     if options.noisy_already:
         return NoisyPlanes(files, crop, memory_mb, options.value_range), held_out
     return ImageStore(files, crop, memory_mb), held_out
-
-
-def _with_found_noise(options, run_dir, store):
-    """The options with the level of noisy images, where a told network must know it and the user does not say it.
-
-    The network that the training starts from finds it: one level for all images. A run that exists has it already.
-    """
-    experiment = options.experiment
-    if not options.noisy_already or experiment.parameter_source != "known" or experiment.low is not None:
-        return options
-    if (run_dir / "options.json").exists():
-        level = folder.read_options(run_dir).experiment.low
-    else:
-        start = predictor.load(options.warm_start)
-        chosen = [store[i] for i in range(0, len(store), -(-len(store) // _FITTED_IMAGES))]
-        pixels = [start.pixels(images.to_channels(image, experiment.channels)) for image in chosen]
-        parameter = start.fit(pixels, models.noise_model(experiment))
-        parts = LEVELS[experiment.noise].split(experiment.level(parameter))
-        parts = [part and float(f"{part:.4g}") for part in parts]
-        level = parts[0] if len(parts) == 1 else tuple(parts)
-        print(f"Noise of the images: {LEVELS[experiment.noise].describe(level)}.", flush=True)
-    return dataclasses.replace(options, experiment=dataclasses.replace(experiment, low=level, high=level))
 
 
 def intervals(step, steps, every):

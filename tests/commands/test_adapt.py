@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 from ssdn_tf.commands import cli, denoise, train, train_flags
+from ssdn_tf.data import samples
 from ssdn_tf.training import build
 
 
@@ -49,6 +50,36 @@ def test_the_network_of_the_package_adapts_to_noisy_pictures(folder, tmp_path, c
     assert denoised_by(f"--model={tmp_path / 'run'}", f"--input={folder}", f"--output={target}") == 0
     noisy, denoised = (tifffile.imread(path / "0.tif") for path in (folder, target))
     assert denoised.dtype == np.float32 and np.std(np.diff(denoised, axis=0)) < 0.2 * np.std(np.diff(noisy, axis=0))
+
+
+def test_each_file_is_trained_on_with_its_own_noise(tmp_path, monkeypatch):
+    """Sigma 10 and 40: a training that is told less noise than there is takes the rest for detail."""
+    v, u = np.mgrid[:96, :96] / 96
+    clean = np.stack([0.4 + 0.2 * np.sin(3 * u + c) * np.cos(2 * v) for c in range(3)], axis=-1)
+    (tmp_path / "in").mkdir()
+    for name, sigma in (("a", 10), ("b", 40)):
+        noisy = clean + sigma / 255 * np.random.default_rng(0).standard_normal(clean.shape)
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", noisy.astype(np.float32), photometric="rgb")
+    told = {}
+    batch = samples.Samples.__getitem__
+
+    def watched(self, index):
+        sample = batch(self, index)
+        told[round(float(np.std(np.diff(sample["noisy"], axis=0)) * 255 / 2**0.5))] = sample["noise_parameter"]
+        return sample
+
+    monkeypatch.setattr(samples.Samples, "__getitem__", watched)
+    flags = ["--preset=adapt", "--stages=64x1", "--train_images=12", "--jit=off", "--validation=none"]
+    assert call(*flags, f"--train_data={tmp_path / 'in'}", f"--run_dir={tmp_path / 'run'}") == 0
+    assert min(told) < 12 and max(told) > 35
+    for std, parameter in told.items():
+        expected = 10 if std < 25 else 40
+        gain, readout = parameter.ravel()
+        assert 255 * (0.4 * gain + readout**2) ** 0.5 == pytest.approx(expected, rel=0.1), (std, parameter)
+    stored = json.loads((tmp_path / "run" / "noise.json").read_text())
+    assert stored["by_file"].keys() == {"a.tif", "b.tif"}
+    # The run finds the noise of each picture, too.
+    assert denoised_by(f"--model={tmp_path / 'run'}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}") == 0
 
 
 def test_denoising_trains_on_the_pictures_first_where_it_is_asked_to(folder, tmp_path, capsys, monkeypatch):

@@ -1,0 +1,121 @@
+"""The noise of images that are noisy already, found by the network that a training starts from.
+
+Each file has a noise of its own: if a training is told less noise than an image has, the network takes the rest for
+detail, and keeps it.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from ssdn_tf.data import files, images
+from ssdn_tf.data.planes import to_unit
+from ssdn_tf.denoisers import models
+from ssdn_tf.errors import UserError
+from ssdn_tf.inference import predictor
+from ssdn_tf.noise.levels import LEVELS
+
+NAME = "noise.json"  # in the folder of a run
+_FITTED_FILES = 128  # the others get the noise of all of these together
+_FITTED_PLANES = 4  # of a stack
+_SIDE = 256  # of the middle of a plane that a fit reads
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundNoise:
+    """Noise parameters, in the unit of the noise model.
+
+    together: the one at which all images are most likely.
+    by_file: {name of a file: its own}.
+    """
+
+    together: object
+    by_file: dict
+
+    def of(self, name):
+        """The parameter of a file, by its name."""
+        return self.by_file.get(name, self.together)
+
+
+def is_needed(options):
+    """True where the training must be told the noise level of noisy images, and the user does not say it."""
+    experiment = options.experiment
+    return options.noisy_already and experiment.parameter_source == "known" and experiment.low is None
+
+
+def find(options, run_dir, store, held_out):
+    """The FoundNoise of a training: what its folder says, or found now.
+
+    Args:
+        options: with `warm_start`, the network that finds it.
+        run_dir: folder of the run, which may not be there yet.
+        store: planes.NoisyPlanes.
+        held_out: files.
+    """
+    path = pathlib.Path(run_dir) / NAME
+    try:
+        return FoundNoise(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
+    start, noise = predictor.load(options.warm_start), models.noise_model(options.experiment)
+    pixels = {name: [_pixels(start, plane) for plane in planes] for name, planes in _planes(store, held_out).items()}
+    together = start.fit([part for parts in pixels.values() for part in parts], noise)
+    found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
+    low, high = (LEVELS[options.experiment.noise].describe(_level(options, end)) for end in _ends(found))
+    print(f"Noise of the images: {low}" + (f" to {high}." if low != high else "."), flush=True)
+    return found
+
+
+def save(found, run_dir):
+    """Writes the noise into the folder of a run."""
+    text = json.dumps(dataclasses.asdict(found), indent=1) + "\n"
+    images.write_whole(pathlib.Path(run_dir) / NAME, lambda file: file.write(text.encode()))
+
+
+def with_level(options, found):
+    """The options with the level of all images together."""
+    level = _level(options, found.together)
+    return dataclasses.replace(options, experiment=dataclasses.replace(options.experiment, low=level, high=level))
+
+
+def _level(options, parameter):
+    """A parameter as a level, of four digits."""
+    parts = LEVELS[options.experiment.noise].split(options.experiment.level(parameter))
+    parts = [part and float(f"{part:.4g}") for part in parts]
+    return parts[0] if len(parts) == 1 else tuple(parts)
+
+
+def _ends(found):
+    """The parameters with the least and with the most noise at white."""
+    each = sorted(found.by_file.values(), key=lambda p: np.sum(np.square(np.ravel(p)[1:])) + np.ravel(p)[0])
+    return each[0], each[-1]
+
+
+def _planes(store, held_out):
+    """{name of a file: some of its planes}, of some files of the store and of the held-out ones."""
+    numbers = {}
+    for number, name in enumerate(store.names):
+        numbers.setdefault(name.rpartition("#")[0], []).append(number)
+    names = list(numbers)[:: -(-len(numbers) // _FITTED_FILES)]
+    found = {name: [store[i] for i in _some(numbers[name])] for name in names}
+    for file in held_out:
+        try:
+            picture = files.read(file)
+            found[file.name] = [to_unit(picture[i], store.limits) for i in _some(range(len(picture)))]
+        except UserError:
+            continue  # the validation warns
+    return found
+
+
+def _some(numbers):
+    return list(numbers)[:: -(-len(numbers) // _FITTED_PLANES)]
+
+
+def _pixels(start, plane):
+    top, left = (max(0, (side - _SIDE) // 2) for side in plane.shape[:2])
+    middle = plane[top : top + _SIDE, left : left + _SIDE]
+    return start.pixels(images.to_channels(middle, start.experiment.channels))
