@@ -43,7 +43,7 @@ _COMPACT = {
 PRESETS = {
     "quick": _COMPACT | {"stages": "64x1", "budget": "5min"},
     "hour": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "1h"},
-    "adapt": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "5min", "learning_rate": 1e-3},
+    "adapt": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "5min", "learning_rate": 5e-4},
     "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
     "paper": _PAPER,
 }
@@ -88,7 +88,11 @@ def _data(values):
 def _noise(values):
     define = {"flag_values": values}
     flags.DEFINE_enum(
-        "noise", None, experiments.NOISES, "noise model (default: gaussian; additive for preset adapt)", **define
+        "noise",
+        None,
+        experiments.NOISES,
+        "noise model (default: gaussian; preset adapt: that of the network it starts from)",
+        **define,
     )
     level_flags.define(values, "; from a range, each crop draws its level")
     flags.DEFINE_enum(
@@ -143,7 +147,7 @@ def _optimization(values):
     flags.DEFINE_string("stages", None, "crop x batch size : share of the training, as 64x1:0.6,128x1:0.4", **define)
     flags.DEFINE_enum("optimizer", None, ("muon", "adam"), "muon (default), or adam (preset paper)", **define)
     flags.DEFINE_float(
-        "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.001, paper 0.0003)", **define
+        "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.0005, paper 0.0003)", **define
     )
     flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, **define)
     flags.DEFINE_float(
@@ -213,7 +217,8 @@ def experiment_from_flags(values, preset):
     if values.experiment:
         return dataclasses.replace(_published(values, preset), **network)
     adapts = values.preset == "adapt"
-    noise, pipeline = values.noise or ("additive" if adapts else "gaussian"), values.pipeline or "blindspot"
+    noise = values.noise or (_noise_of(values.warm_start) if adapts else "gaussian")
+    pipeline = values.pipeline or "blindspot"
     low, high = level_flags.read_trainable(values, noise)
     if pipeline != "blindspot":
         for name in ("parameter_source", "covariance"):
@@ -237,6 +242,16 @@ def experiment_from_flags(values, preset):
         likelihood=_likelihood(values, noise, pipeline, preset),
         **network,
     )
+
+
+def _noise_of(start):
+    """The noise model of the network that a training starts from."""
+    from ssdn_tf.inference import pretrained
+    from ssdn_tf.training import folder
+
+    if start in pretrained.names():
+        return pretrained.card(start)["experiment"]["noise"]
+    return folder.read_options(start).experiment.noise
 
 
 def _published(values, preset):

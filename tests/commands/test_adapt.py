@@ -102,6 +102,16 @@ def test_denoising_trains_on_the_pictures_first_where_it_is_asked_to(folder, tmp
     assert "was started with other options: expected budget=1.0, received budget=2.0" in capsys.readouterr().err
 
 
+def test_the_noise_model_is_that_of_the_network_it_starts_from(folder, tmp_path):
+    values = cli.parse(
+        train_flags.define, ["x.py", "--preset=adapt", f"--train_data={folder}", "--warm_start=impulse-rgb"]
+    )
+    options = train_flags.options_from_flags(values)
+    assert options.experiment.noise == "impulse" and options.experiment.likelihood == "combined"
+    values = cli.parse(train_flags.define, ["x.py", "--preset=adapt", f"--train_data={folder}"])
+    assert train_flags.options_from_flags(values).experiment.noise == "additive"
+
+
 def test_adapting_needs_pictures_of_one_kind(folder, tmp_path, capsys):
     mixed = tmp_path / "in"
     mixed.mkdir()
