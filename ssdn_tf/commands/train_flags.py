@@ -43,7 +43,7 @@ _COMPACT = {
 PRESETS = {
     "quick": _COMPACT | {"stages": "64x1", "budget": "5min"},
     "hour": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "1h"},
-    "adapt": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "5min", "learning_rate": 5e-4},
+    "adapt": _COMPACT | {"stages": "64x1:0.5,128x1:0.5", "budget": "5min", "learning_rate": 1e-3},
     "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
     "paper": _PAPER,
 }
@@ -147,7 +147,7 @@ def _optimization(values):
     flags.DEFINE_string("stages", None, "crop x batch size : share of the training, as 64x1:0.6,128x1:0.4", **define)
     flags.DEFINE_enum("optimizer", None, ("muon", "adam"), "muon (default), or adam (preset paper)", **define)
     flags.DEFINE_float(
-        "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.0005, paper 0.0003)", **define
+        "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.001, paper 0.0003)", **define
     )
     flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, **define)
     flags.DEFINE_float(

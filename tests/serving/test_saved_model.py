@@ -404,7 +404,7 @@ def test_levels_are_checked_and_the_ends_of_their_range_are_legal(known, kind, w
 
 
 def test_bytes_that_are_no_picture_are_refused(exported):
-    experiment = SOME[3]
+    experiment = MODELS["gray"]
     _, _, loaded = exported(experiment)
     whole = images.encode_png((pictures(1, 40, 40)[0] * 255).astype(np.uint8))
     other = images.encode_png(np.zeros((8, 9, 3), np.uint8))
