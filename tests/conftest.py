@@ -57,3 +57,15 @@ def seeds():
 
     np.random.seed(0)
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Predictors without tracing, which would take most of the time of some tests."""
+    from ssdn_tf.inference import predictor
+
+    def compiled(model):
+        model.compile(run_eagerly=True)
+        return model
+
+    monkeypatch.setattr(predictor, "_compiled", compiled)

@@ -129,7 +129,8 @@ def _worker(values):
     if values.cluster:
         from ssdn_tf.inference.cluster import ClusterDenoiser
 
-        return ClusterDenoiser(values.cluster, model, values.tile, values.ensemble)
+        with cli.errors_about("cluster"):
+            return ClusterDenoiser(values.cluster, model, values.tile, values.ensemble)
     from ssdn_tf.inference.pictures import PictureDenoiser
 
     return PictureDenoiser(model, values.tile, values.ensemble)
@@ -142,8 +143,12 @@ def _page(values, done, limits):
 
     made = page.Page(f"{values.input}, denoised by {values.model or 'the network of the package'}", page.HOW)
     for source, target in sorted(done):
-        noisy, denoised = files.read(source), files.read(target)
-        views = middle_views(noisy[0], denoised[0], None, limits)
+        try:
+            noisy, denoised = files.read(source), files.read(target)
+            views = middle_views(noisy[0], denoised[0], None, limits)
+        except UserError as error:
+            images.warn(f"left out of the report {error}")
+            continue
         made.add({"file": str(target), "size": size_of(noisy), "noise": "(denoised before)"}, views)
     return made
 

@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from ssdn_tf.errors import UserError
+from ssdn_tf.errors import UserError, optional
 
 SUFFIX = ".zarr"
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
@@ -50,12 +50,8 @@ def package():
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with optional("Zarr needs the package zarr", "zarr"):
         import zarr
-    except ImportError as error:
-        raise UserError(
-            f'Zarr needs the package zarr (pip install "ssdn_tf[zarr]"), which cannot be imported ({error}).'
-        ) from error
     return zarr
 
 

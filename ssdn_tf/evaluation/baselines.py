@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ssdn_tf.errors import UserError
+from ssdn_tf.errors import UserError, optional
 
 # bm3d matches blocks of 8x8: it refuses smaller pictures and crashes (4.0.3) on one of exactly 8x8.
 _LEAST_SIDE = 16
@@ -69,12 +69,8 @@ def wavelet(noisy, sigma):
     Raises:
         UserError: PyWavelets is not installed.
     """
-    try:
+    with optional("wavelet needs PyWavelets", "wavelet"):
         import pywt  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f'wavelet needs PyWavelets (pip install "ssdn_tf[wavelet]"), which cannot be imported ({error}).'
-        ) from error
     from skimage.restoration import denoise_wavelet
 
     denoised = denoise_wavelet(
@@ -96,13 +92,8 @@ def package():
     Raises:
         UserError: it is not installed.
     """
-    try:
+    with optional("CBM3D needs the package bm3d", "bm3d", "; its licence is for non-commercial use only"):
         import bm3d
-    except ImportError as error:
-        raise UserError(
-            'CBM3D needs the package bm3d (pip install "ssdn_tf[bm3d]"; its licence is for non-commercial use only), '
-            f"which cannot be imported ({error})."
-        ) from error
     return bm3d
 
 

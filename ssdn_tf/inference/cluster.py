@@ -9,8 +9,7 @@ import collections
 import functools
 import threading
 
-from ssdn_tf.data.planes import UnitView
-from ssdn_tf.errors import UserError
+from ssdn_tf.errors import UserError, optional
 from ssdn_tf.inference import pictures, tiling
 
 _AHEAD = 2  # tiles on their way, for each worker
@@ -33,15 +32,12 @@ class ClusterDenoiser(pictures.PictureDenoiser):
         self._client = _connect(address)
         self.workers = len(self._client.scheduler_info(n_workers=-1)["workers"])
         if not self.workers:
-            raise UserError(f"--cluster: expected workers at '{address}', received none.")
+            raise UserError(f"expected workers at '{address}', received none.")
 
     def tiles(self, plane, limits, noise=None, done=()):
-        channels, (height, width) = plane.shape[-1], plane.shape[:2]
         with _one_at_a_time:
-            model = self.predictor(channels)
-            view = UnitView(plane, limits, model.experiment.channels)
-            parameter = pictures.parameter_of(noise, model.experiment) if noise else self.parameters.get(channels)
-            parts = model.tiles_of(view, self.tile) or [tiling.whole(height, width)]
+            model, view, parameter = self._prepared(plane, limits, noise)
+            parts = model.tiles_of(view, self.tile) or [tiling.whole(*plane.shape[:2])]
             if len(parts) > 1 and len(done) < len(parts):
                 parameter = model.parameter_of_tiles(view, parameter, self.tile)
         name = str(self._model) if self._model else None
@@ -62,16 +58,12 @@ def _result(number, tile, future):
 
 
 def _connect(address):
-    try:
+    with optional("A cluster needs Dask", "dask"):
         import distributed
-    except ImportError as error:
-        raise UserError(
-            f'--cluster needs Dask (pip install "ssdn_tf[dask]"), which cannot be imported ({error}).'
-        ) from error
     try:
         return distributed.Client(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"--cluster: expected a Dask scheduler at '{address}', received '{error}'.") from error
+        raise UserError(f"expected a Dask scheduler at '{address}', received '{error}'.") from error
 
 
 def _denoise_part(part, model, ensemble, limits, parameter):

@@ -88,15 +88,19 @@ class PictureDenoiser:
                     tile.place(part, arrays[name])
         return arrays["denoised"], arrays.get("std"), found
 
+    def _prepared(self, plane, limits, noise):
+        """(Predictor, the plane as it sees it, noise parameter that is given or None) of a plane."""
+        model = self.predictor(plane.shape[-1])
+        parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(plane.shape[-1])
+        return model, UnitView(plane, limits, model.experiment.channels), parameter
+
     def tiles(self, plane, limits, noise=None, done=()):
         """Denoises a plane tile by tile: yields (number, tiling.Tile, and for its cut what `plane` returns).
 
         done: numbers of tiles that are left out.
         """
-        channels = plane.shape[-1]
-        model = self.predictor(channels)
-        parameter = parameter_of(noise, model.experiment) if noise else self.parameters.get(channels)
-        view, scale = UnitView(plane, limits, model.experiment.channels), limits[1] - limits[0]
+        channels, scale = plane.shape[-1], limits[1] - limits[0]
+        model, view, parameter = self._prepared(plane, limits, noise)
         for number, tile, part in model.denoise_tiles(view, parameter, self.tile, self.ensemble, done):
             denoised = images.to_channels(part.denoised, channels).astype(np.float64) * scale + limits[0]
             std = part.posterior_std

@@ -8,13 +8,11 @@ import dataclasses
 import json
 import pathlib
 
-import numpy as np
-
 from ssdn_tf.data import files, images
 from ssdn_tf.data.planes import to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import predictor
+from ssdn_tf.inference import pictures, predictor
 from ssdn_tf.noise.levels import LEVELS
 
 NAME = "noise.json"  # in the folder of a run
@@ -65,8 +63,8 @@ def find(options, run_dir, store, held_out):
     pixels = {name: [_pixels(start, plane) for plane in planes] for name, planes in _planes(store, held_out).items()}
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
     found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
-    low, high = (LEVELS[options.experiment.noise].describe(_level(options, end)) for end in _ends(found))
-    print(f"Noise of the images: {low}" + (f" to {high}." if low != high else "."), flush=True)
+    noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
+    print(f"Noise of the images: {pictures.describe(*noises)}.", flush=True)
     return found
 
 
@@ -87,12 +85,6 @@ def _level(options, parameter):
     parts = LEVELS[options.experiment.noise].split(options.experiment.level(parameter))
     parts = [part and float(f"{part:.4g}") for part in parts]
     return parts[0] if len(parts) == 1 else tuple(parts)
-
-
-def _ends(found):
-    """The parameters with the least and with the most noise at white."""
-    each = sorted(found.by_file.values(), key=lambda p: np.sum(np.square(np.ravel(p)[1:])) + np.ravel(p)[0])
-    return each[0], each[-1]
 
 
 def _planes(store, held_out):

@@ -13,22 +13,10 @@ import tifffile
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import predictor
 from ssdn_tf.inference.cluster import ClusterDenoiser
 
 distributed = pytest.importorskip("distributed")
 TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
-
-
-@pytest.fixture
-def eager(monkeypatch):
-    """Without tracing, which would take most of the time here."""
-
-    def compiled(model):
-        model.compile(run_eagerly=True)
-        return model
-
-    monkeypatch.setattr(predictor, "_compiled", compiled)
 
 
 @pytest.fixture(scope="module")
