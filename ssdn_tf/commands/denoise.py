@@ -52,8 +52,8 @@ def define(values):
         model_flag.define(values)
         model_flag.define_ensemble(values)
         flags.DEFINE_string(
-            "adapt", None, "first train the network on the pictures themselves for so long, such as 5min; it stays in "
-            "OUTPUT-network", flag_values=values,
+            "adapt", None, "first train the network on these pictures for this long, such as 5min; the network stays "
+            "in OUTPUT-network", flag_values=values,
         )  # fmt: skip
         flags.DEFINE_string(
             "cluster", None, "scheduler of a Dask cluster whose workers denoise, such as tcp://HOST:8786; they need "
@@ -268,6 +268,7 @@ def _adapt(values, survey, limits):
 
     if len(survey.channels) > 1:
         raise UserError("--adapt: expected pictures that are all gray or all colour, received both.")
+    train_flags.parse_duration(values.adapt, "adapt")
     flag_values = {
         "preset": "adapt",
         "train_data": values.input,

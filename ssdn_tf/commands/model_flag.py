@@ -15,8 +15,8 @@ def define(values, more=""):
 def define_ensemble(values):
     """Defines --ensemble in a FlagValues."""
     flags.DEFINE_integer(
-        "ensemble", 1, "orientations of each picture whose priors are averaged, 1 to 8: better, and as many times as "
-        "slow", lower_bound=1, upper_bound=8, flag_values=values,
+        "ensemble", 1, "average over this many flips and transposes of each picture, 1 to 8: better, and that many "
+        "times slower", lower_bound=1, upper_bound=8, flag_values=values,
     )  # fmt: skip
 
 

@@ -329,7 +329,7 @@ def _default_to_adapting(values):
 _SAME_NAME = ("augment", "optimizer", "learning_rate", "average", "clip_norm", "validation")
 
 
-def parse_duration(text):
+def parse_duration(text, flag="budget"):
     """Seconds in a text such as 90s, 30min or 2h.
 
     Raises:
@@ -338,7 +338,7 @@ def parse_duration(text):
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
     seconds = float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]] if found else 0.0
     if seconds <= 0:
-        raise UserError(f"--budget: expected a time such as 90s, 30min or 2h, received '{text}'.")
+        raise UserError(f"--{flag}: expected a time such as 90s, 30min or 2h, received '{text}'.")
     return seconds
 
 

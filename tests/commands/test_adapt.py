@@ -120,7 +120,7 @@ def test_adapting_needs_pictures_of_one_kind(folder, tmp_path, capsys):
     assert denoised_by(f"--input={mixed}", f"--output={tmp_path / 'out'}", "--adapt=5min") == 1
     assert "--adapt: expected pictures that are all gray or all colour" in capsys.readouterr().err
     assert denoised_by(f"--input={folder}", f"--output={tmp_path / 'out'}", "--adapt=soon") == 1
-    assert "expected a time such as 90s, 30min or 2h, received 'soon'" in capsys.readouterr().err
+    assert "--adapt: expected a time such as 90s, 30min or 2h, received 'soon'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not (tmp_path / "out-network").exists()
 
 
