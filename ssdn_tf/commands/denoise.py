@@ -9,7 +9,7 @@ import tqdm
 from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
-from ssdn_tf.data import files, images, planes, zarr_files
+from ssdn_tf.data import files, images, zarr_files
 from ssdn_tf.errors import UserError
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
@@ -88,12 +88,14 @@ def main(values):
         return 0
     level_flags.read_one(values)  # refuses ranges
     survey = _survey(pairs)
-    limits = limits or _measured(survey)
+    if not limits and len(survey.dtypes) > 1:
+        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(survey.dtypes)}.")
     if values.adapt:
         code = _adapt(values, survey, limits)
         if code:
             return code
     worker = _worker(values)
+    limits = limits or _found_range(values, survey, worker)
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
@@ -220,21 +222,27 @@ def _first_planes(sources):
             continue
 
 
-def _measured(survey):
+def _found_range(values, survey, worker):
     """The range of the set, said aloud where it is not that of 8 bit."""
-    if len(survey.dtypes) > 1:
-        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(survey.dtypes)}.")
-    limits = planes.measured_range(_first_planes(survey.files))
+    from ssdn_tf.inference import ranges
+
+    noise_is_known = bool(_given_levels(values) or values.levels)
+    limits, origin = ranges.find(lambda: _first_planes(survey.files), worker.predictor, noise_is_known)
     if limits != (0.0, 255.0):
-        print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} (--range sets another).")
+        print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}; --range sets another).")
     return limits
+
+
+def _given_levels(values):
+    """Names of the noise levels that flags say."""
+    return [name for name in level_flags.names() if values[name].value is not None]
 
 
 def _levels_of_files(values, pairs):
     """{file: {"sigma": 25.0}} of --levels; of a file without levels, the noise is found. {} without the flag."""
     if not values.levels:
         return {}
-    given = [name for name in level_flags.names() if values[name].value is not None]
+    given = _given_levels(values)
     if given or values.noise_from == "set":
         raise UserError(
             f"--levels and --{(given or ['noise_from=set'])[0]} both say the noise level; give one of them."
@@ -274,7 +282,7 @@ def _adapt(values, survey, limits):
         "train_data": values.input,
         "budget": values.adapt,
         "channels": survey.channels[0],
-        "range": "{},{}".format(*limits),
+        "range": limits and "{},{}".format(*limits),
         "run_dir": _beside(values, "network"),
         "warm_start": values.model,
     } | {name: values[name].value for name in level_flags.names()}

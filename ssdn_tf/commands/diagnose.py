@@ -6,7 +6,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, model_flag
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import measured_range, to_unit
+from ssdn_tf.data.planes import to_unit
 from ssdn_tf.errors import UserError
 
 TEXT = """Says which noise a picture has, or the pictures of a folder that were taken alike.
@@ -42,14 +42,16 @@ def main(values):
     if not values.input:
         raise UserError("expected --input=FILE or FOLDER, received none.")
     planes = _planes(values.input)
-    from ssdn_tf.inference import diagnosis
+    from ssdn_tf.inference import diagnosis, ranges
 
-    limits = cli.parse_range(values.range) or measured_range(planes)
     model = model_flag.load(values, planes[0].shape[-1])
     if not model.can_fit:
         raise UserError(f"--model: {model.experiment.name} has no likelihood to fit the noise by.")
+    limits, origin = cli.parse_range(values.range), "given"
+    if not limits:
+        limits, origin = ranges.find(lambda: iter(planes), lambda channels: model)
     found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes], values.tile)
-    print(f"Black {limits[0]:.6g}, white {limits[1]:.6g}; sigma is in 255ths of that range.\n")
+    print(f"Black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}); sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:
         print(f"{fit.kind:18}{fit.log_likelihood:15.4f}  {fit.describe()}")

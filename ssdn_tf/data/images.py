@@ -101,6 +101,12 @@ def to_channels(pixels, channels):
     return mean if pixels.dtype.kind == "f" else np.round(mean).astype(pixels.dtype)
 
 
+def middle(picture, side):
+    """The middle of [H,W,...], at most side x side, as a view."""
+    top, left = (max(0, (length - side) // 2) for length in picture.shape[:2])
+    return picture[top : top + side, left : left + side]
+
+
 def flip(image, number):
     """[H,W,C] in one of its eight orientations: flipped by rows (number & 1), by columns (& 2), transposed (& 4)."""
     image = image[::-1] if number & 1 else image

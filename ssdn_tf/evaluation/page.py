@@ -82,9 +82,7 @@ def _row(tag, cells, attributes=""):
 
 
 def _middle(picture):
-    height, width = picture.shape[:2]
-    top, left = (max(0, (side - SIDE) // 2) for side in (height, width))
-    return images.to_channels(images.to_uint8(picture[top : top + SIDE, left : left + SIDE]), 3)
+    return images.to_channels(images.to_uint8(images.middle(picture, SIDE)), 3)
 
 
 def _data_url(pixels):

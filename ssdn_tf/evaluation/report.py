@@ -192,9 +192,7 @@ def strip(case, prediction, row):
 
 
 def _panel(label, db, image):
-    height, width = image.shape[:2]
-    top, left = max(0, (height - _SIDE) // 2), max(0, (width - _SIDE) // 2)
-    pixels = images.to_channels(images.to_uint8(image[top : top + _SIDE, left : left + _SIDE]), 3)
+    pixels = images.to_channels(images.to_uint8(images.middle(image, _SIDE)), 3)
     bar = 24
     canvas = Image.new("RGB", (pixels.shape[1] + 4, pixels.shape[0] + bar), "white")
     canvas.paste(Image.fromarray(pixels), (2, bar))

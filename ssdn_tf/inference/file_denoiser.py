@@ -128,19 +128,18 @@ def size_of(picture):
 
 def middle_views(plane, denoised, std, limits):
     """{name: [h,w,C] in [0, 1]}: the middle of noisy, denoised, and std, where white is a tenth of the range."""
-    top, left = (max(0, (length - _SHOWN) // 2) for length in plane.shape[:2])
-    middle = np.s_[top : top + _SHOWN, left : left + _SHOWN]
-    views = {"noisy": planes.to_unit(plane[middle], limits), "denoised": planes.to_unit(denoised[middle], limits)}
+    views = {
+        name: planes.to_unit(images.middle(picture, _SHOWN), limits)
+        for name, picture in (("noisy", plane), ("denoised", denoised))
+    }
     if std is None:
         return views
-    return views | {"std (white: a tenth of the range)": 10 * std[middle] / (limits[1] - limits[0])}
+    return views | {"std (white: a tenth of the range)": 10 * images.middle(std, _SHOWN) / (limits[1] - limits[0])}
 
 
 def _preview(views):
     """uint8 [h,w,3]: the middles of the views, side by side."""
-    height, width, _ = views["noisy"].shape
-    top, left = (max(0, (length - _PREVIEW) // 2) for length in (height, width))
-    cut = [images.to_uint8(view[top : top + _PREVIEW, left : left + _PREVIEW]) for view in views.values()]
+    cut = [images.to_uint8(images.middle(view, _PREVIEW)) for view in views.values()]
     return np.concatenate([images.to_channels(view, 3) for view in cut], axis=1)
 
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import UnitView, measured_range
+from ssdn_tf.data.planes import UnitView
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import predictor, pretrained
+from ssdn_tf.inference import predictor, pretrained, ranges
 from ssdn_tf.noise.levels import LEVELS
 
 _SAME = 0.02  # a kind of noise with less of the variance than this is not mentioned
@@ -145,7 +145,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
             network of the package for additive noise, in colour or gray.
         noise: what is known of the noise, such as {"sigma": 25} (std, in 255ths of the range), {"lam": 30} (photons at
             white), both, or {"alpha": 0.5}. Default: found by maximum likelihood, for each picture.
-        value_range: (black, white); default: see `data.planes.measured_range`.
+        value_range: (black, white); default: see `ranges.find`.
         tile: pictures of more than tile^2 pixels are denoised in tiles, which bounds the memory.
         ensemble: orientations of the picture, 1 to 8, whose priors are averaged: better, and as many times as slow.
 
@@ -163,8 +163,8 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     has_channels = image.ndim > 2 and image.shape[-1] in (1, 3)
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
-    limits = value_range or measured_range(planes)
     worker = PictureDenoiser(model, tile, ensemble, load=_load_once)
+    limits = value_range or ranges.find(lambda: iter(planes), worker.predictor, bool(noise))[0]
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)

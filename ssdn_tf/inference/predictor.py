@@ -22,6 +22,7 @@ from ssdn_tf.noise.prior import Prior
 
 _FITTED = object()
 _FITTED_TILES = 4  # tiles of a large picture that a fit reads
+_MIDDLE = 256  # side of what a fit to many pictures reads of each
 TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
 
 
@@ -94,6 +95,12 @@ class Predictor:
     def can_fit(self):
         """True if the noise parameter can be fitted to a picture; see `noise.fitting`."""
         return self.experiment.pipeline == "blindspot" and isinstance(self.model, keras.Model)
+
+    @property
+    def finds_black_level(self):
+        """True if `black_level` can be called: for a model of photon noise with readout noise, of unknown levels."""
+        noise = models.noise_model(self.experiment)
+        return self.can_fit and hasattr(noise, "black_level") and self._parameter(None) is _FITTED
 
     @property
     def grid(self):
@@ -196,6 +203,10 @@ class Predictor:
         lit = ops.convert_to_numpy(fitting.is_lit(mu_x[None]))[0]
         return noisy[lit], mu_x[lit], sigma_x[lit]
 
+    def middle_pixels(self, plane):
+        """`pixels` of the middle of a plane [H,W,C] in the unit of the network, C = 1 or 3."""
+        return self.pixels(images.to_channels(images.middle(plane, _MIDDLE), self.experiment.channels))
+
     def tiles_of(self, noisy, tile):
         """The tiles of a picture that is too large for one piece, else None."""
         if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
@@ -215,6 +226,25 @@ class Predictor:
         noise = noise or models.noise_model(self.experiment)
         noisy, mu_x, sigma_x = (np.concatenate(arrays)[None, None].astype("float64") for arrays in zip(*pixels))
         return _plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
+
+    def black_level(self, pixels):
+        """The black level of a set of pictures that were taken alike, in the unit of the network.
+
+        See `PoissonGaussianNoise.black_level`.
+
+        Args:
+            pixels: results of `pixels`, one for each picture.
+        """
+        together = [np.concatenate(arrays) for arrays in zip(*pixels)]
+        step = -(-len(together[0]) // fitting.PIXELS)
+        noisy, mu_x, sigma_x = (array[None, None, ::step].astype("float64") for array in together)
+        return models.noise_model(self.experiment).black_level(noisy, Prior(mu_x, sigma_x))
+
+    @property
+    def trained_range(self):
+        """(black, white) of the noisy pictures that the model was trained on; None where they were clean."""
+        options = self.source.details.get("options", {}) if self.source else {}
+        return tuple(options["value_range"]) if options.get("value_range") else None
 
     def _parameter(self, given):
         """The noise parameter to feed, zeros where the model ignores it, or _FITTED."""

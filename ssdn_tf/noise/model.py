@@ -110,11 +110,11 @@ class AdditiveNoise(NoiseModel):
     def fit(self, noisy, prior):
         """Maximum-likelihood parameter of each picture, given the network's prior: [N,1,1,P]. See `noise.fitting`."""
         weights = fitting.variance_weights(
-            noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self._weight_range(), fitting.is_lit(prior.mu_x)
+            noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self.weight_range(), fitting.is_lit(prior.mu_x)
         )
         return self.from_weights(weights)
 
-    def _weight_range(self):
+    def weight_range(self):
         """(lowest, highest) weights: those of the legal parameters, with a std of at least 1e-3."""
         return [(MINIMUM**2, n.parameter_range[1] if n.gain else 1.0) for n in self.level.numbers]
 

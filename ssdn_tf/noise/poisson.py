@@ -40,7 +40,7 @@ class PoissonNoise(AdditiveNoise):
         """The weight is 1 / lam."""
         return 1.0 / weights
 
-    def _weight_range(self):
+    def weight_range(self):
         return [(MINIMUM**2, 1.0 / self.level.low)]
 
     def constrain(self, raw):

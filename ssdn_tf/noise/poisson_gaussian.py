@@ -1,14 +1,18 @@
 """Poisson-Gaussian noise: photon noise and readout noise together, and the mixture of all additive noises."""
 
 import dataclasses
+import functools
 
 import keras
 import numpy as np
+import scipy.optimize
 from keras import ops
 
-from ssdn_tf.noise import haar
+from ssdn_tf.noise import fitting, haar
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.noise.model import MINIMUM, AdditiveNoise
+from ssdn_tf.noise.poisson import PoissonNoise
+from ssdn_tf.noise.prior import Prior
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -59,6 +63,32 @@ class PoissonGaussianNoise(AdditiveNoise):
         """The weights are (gain, readout^2)."""
         return ops.concatenate([weights[..., :1], ops.sqrt(weights[..., 1:])], axis=-1)
 
+    def black_level(self, noisy, prior):
+        """The intensity at which the noise ends, by maximum likelihood; 0 where black is 0 or readout noise is left.
+
+        The offset of a camera, or a stretched contrast, makes the variance gain (mu_x - black) + readout^2. The
+        likelihood depends on readout^2 - gain black alone, so only one of the two can be told: readout noise where
+        that is positive, a black level where it is negative.
+
+        Args:
+            noisy: float [1, 1, n, C].
+            prior: Prior at each pixel.
+
+        Returns:
+            float, 0 or above, at most what 99 % of mu_x exceed. It is 0 too where a black level makes the pixels more
+            likely by less than 1e-3 nats, which small faults of the prior do, and where there is hardly any noise.
+        """
+        basis, ranges = self.basis(prior), self.weight_range()
+        weights = fitting.variance_weights(noisy - prior.mu_x, prior.sigma_x, basis, ranges)
+        parameter = self.from_weights(weights)
+        gain, readout = (float(number) for number in parameter[0, 0, 0])
+        if gain < _LEAST_STD**2 or readout > 2 * MINIMUM:
+            return 0.0
+        nll = functools.partial(_photon_nll, noisy, prior)
+        highest = float(np.quantile(ops.convert_to_numpy(prior.mu_x), 0.01))
+        found = scipy.optimize.minimize_scalar(nll, bounds=(0.0, max(highest, MINIMUM)), options={"xatol": 1e-3})
+        return float(found.x) if found.fun < nll(0.0) - _LEAST_GAIN else 0.0
+
     def estimate(self, crops):
         """Rough (gain, readout) of noisy crops [N,H,W,C]: a line through the noise variances at 16 brightnesses.
 
@@ -80,6 +110,18 @@ class AnyAdditiveNoise(PoissonGaussianNoise):
     """The same noise; only the levels differ that a training draws, see `noise.levels.AdditiveLevels`."""
 
     level = LEVELS["additive"]
+
+
+_LEAST_GAIN = 1e-3  # nats a pixel
+_LEAST_STD = 1 / 255  # of photon noise at white
+
+
+def _photon_nll(noisy, prior, black):
+    """Mean negative log-likelihood of photon noise above a black level, at the best gain."""
+    photons, prior = PoissonNoise(), Prior(prior.mu_x - black, prior.sigma_x)
+    residual = noisy - black - prior.mu_x
+    weights = fitting.variance_weights(residual, prior.sigma_x, photons.basis(prior), photons.weight_range())
+    return float(ops.mean(photons.marginal_nll(noisy - black, prior, photons.from_weights(weights))))
 
 
 def _line(x, y):

@@ -12,13 +12,13 @@ from ssdn_tf.data import files, images
 from ssdn_tf.data.planes import to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import pictures, predictor
+from ssdn_tf.inference import pictures, predictor, ranges
 from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.training import folder
 
 NAME = "noise.json"  # in the folder of a run
 _FITTED_FILES = 128  # the others get the noise of all of these together
 _FITTED_PLANES = 4  # of a stack
-_SIDE = 256  # of the middle of a plane that a fit reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,24 @@ def is_needed(options):
     return options.noisy_already and experiment.parameter_source == "known" and experiment.low is None
 
 
+def limits(options, run_dir, store):
+    """The range of the images: as given, as an earlier start has found it, or found now; see `ranges.find`.
+
+    Args:
+        options, run_dir: as for `find`.
+        store: planes.NoisyPlanes with the range that is given or measured.
+    """
+    if options.value_range or not is_needed(options):
+        return store.limits
+    if (pathlib.Path(run_dir) / "options.json").exists():
+        return folder.read_options(run_dir).value_range or store.limits
+    start, numbers = predictor.load(options.warm_start), range(len(store))
+    found, origin = ranges.with_black_level(store.limits, start, [store[i] for i in numbers[: ranges.PLANES]])
+    if found != store.limits:
+        print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
+    return found
+
+
 def find(options, run_dir, store, held_out):
     """The FoundNoise of a training: what its folder says, or found now.
 
@@ -60,7 +78,9 @@ def find(options, run_dir, store, held_out):
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
     start, noise = predictor.load(options.warm_start), models.noise_model(options.experiment)
-    pixels = {name: [_pixels(start, plane) for plane in planes] for name, planes in _planes(store, held_out).items()}
+    pixels = {
+        name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store, held_out).items()
+    }
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
     found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
     noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
@@ -105,9 +125,3 @@ def _planes(store, held_out):
 
 def _some(numbers):
     return list(numbers)[:: -(-len(numbers) // _FITTED_PLANES)]
-
-
-def _pixels(start, plane):
-    top, left = (max(0, (side - _SIDE) // 2) for side in plane.shape[:2])
-    middle = plane[top : top + _SIDE, left : left + _SIDE]
-    return start.pixels(images.to_channels(middle, start.experiment.channels))

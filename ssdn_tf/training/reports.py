@@ -34,7 +34,8 @@ class Validation:
             if options.noisy_already:
                 self.noisy += self._noisy_image(file)
             else:
-                image = _centre(images.to_float(images.to_channels(images.read(file), experiment.channels)))
+                image = images.to_channels(images.read(file), experiment.channels)
+                image = images.to_float(images.middle(image, _VALIDATION_SIDE))
                 generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
                 self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 
@@ -47,7 +48,7 @@ class Validation:
             return []
         experiment = self.options.experiment
         parameter = self._found.of(file.name) if self._found else experiment.parameter(experiment.low)
-        return [(_centre(images.to_channels(plane, experiment.channels)), parameter)]
+        return [(images.to_channels(images.middle(plane, _VALIDATION_SIDE), experiment.channels), parameter)]
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
@@ -71,13 +72,6 @@ class Validation:
             self._scorer = keras.Model(model.input, model.output)
             self._scorer.compile(jit_compile=keras.backend.backend() == "jax")
         return np.mean(self._scorer.predict_on_batch({name: inputs[name] for name in model.input}))
-
-
-def _centre(image):
-    """The middle of [H,W,C], at most 256x256."""
-    height, width = (min(side, _VALIDATION_SIDE) for side in image.shape[:2])
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
 
 
 class History:

@@ -57,7 +57,7 @@ class Run:
         self.checkpoint = self.run_dir / "checkpoint.npz"
         self.devices = devices or distribution.Devices()
         self.jit, self.steps_per_execution, self.report_images = jit, steps_per_execution, report_images
-        self.store, held_out = self._on_all(lambda: _open(options, data_dir, memory_mb))
+        self.store, held_out = self._on_all(lambda: _open(options, self.run_dir, data_dir, memory_mb))
         if options.noisy_already:
             options = dataclasses.replace(options, value_range=self.store.limits)
         noise = None
@@ -307,12 +307,15 @@ class Run:
         return experiment.level(values[0] if len(values) == 1 else values)
 
 
-def _open(options, data_dir, memory_mb):
+def _open(options, run_dir, data_dir, memory_mb):
     """(ImageStore, held-out files)."""
     files, held_out = build.training_files(options, data_dir)
     crop = min(stage.crop for stage in options.stages)
     if options.noisy_already:
-        return NoisyPlanes(files, crop, memory_mb, options.value_range), held_out
+        store = NoisyPlanes(files, crop, memory_mb, options.value_range)
+        limits = found_noise.limits(options, run_dir, store)
+        # Read again rather than shifted in memory: a start that knows the range must get the same pictures to the bit.
+        return store if limits == store.limits else NoisyPlanes(files, crop, memory_mb, limits), held_out
     return ImageStore(files, crop, memory_mb), held_out
 
 

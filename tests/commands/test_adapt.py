@@ -7,7 +7,7 @@ import pytest
 import tifffile
 
 from ssdn_tf.commands import cli, denoise, train, train_flags
-from ssdn_tf.data import samples
+from ssdn_tf.data import images, samples
 from ssdn_tf.training import build
 
 
@@ -110,6 +110,29 @@ def test_the_noise_model_is_that_of_the_network_it_starts_from(folder, tmp_path)
     assert options.experiment.noise == "impulse" and options.experiment.likelihood == "combined"
     values = cli.parse(train_flags.define, ["x.py", "--preset=adapt", f"--train_data={folder}"])
     assert train_flags.options_from_flags(values).experiment.noise == "additive"
+
+
+def test_a_black_level_is_found_and_goes_from_the_training_to_the_denoising(tmp_path, capsys, monkeypatch):
+    """Photon noise, 30 photons at white, above an offset of 25 in 8 bit."""
+    monkeypatch.setitem(train_flags.PRESETS, "adapt", train_flags.PRESETS["adapt"] | {"stages": "64x1"})
+    monkeypatch.setattr(build, "jit_compile", lambda *_: False)
+    rng, source = np.random.default_rng(0), tmp_path / "in"
+    source.mkdir()
+    v, u = np.mgrid[:128, :128] / 128
+    for i in range(2):
+        clean = 0.1 + 0.6 * (0.5 + 0.5 * np.sin(9 * u + i) * np.cos(7 * v))
+        images.write(source / f"{i}.png", np.clip(25 / 255 + rng.poisson(30 * clean) / 30, 0, 1)[..., None])
+    assert denoised_by(f"--input={source}", f"--output={tmp_path / 'out'}", "--adapt=1s") == 0
+    out = capsys.readouterr().out
+    black, white = json.loads((tmp_path / "out-network" / "options.json").read_text())["value_range"]
+    assert black == pytest.approx(25, abs=7) and white == 255
+    said = f"black {black:.6g}, white 255"
+    assert out.count(said) == 2 and f"{said} (as in the training" in out
+    # The network of the package alone finds the same; a level that is given is one of 255.
+    assert denoised_by(f"--input={source}", f"--output={tmp_path / 'shipped'}") == 0
+    assert f"{said} (black found by the noise" in capsys.readouterr().out
+    assert denoised_by(f"--input={source}", f"--output={tmp_path / 'told'}", "--lam=30") == 0
+    assert "Range" not in capsys.readouterr().out
 
 
 def test_adapting_needs_pictures_of_one_kind(folder, tmp_path, capsys):

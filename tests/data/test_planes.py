@@ -5,8 +5,27 @@ import pytest
 import tifffile
 
 from ssdn_tf.data import images
-from ssdn_tf.data.planes import NoisyPlanes, to_unit
+from ssdn_tf.data.planes import NoisyPlanes, measured_range, to_unit
 from ssdn_tf.errors import UserError
+
+
+def drawn(dtype, low, high):
+    return np.random.default_rng(0).uniform(low, high, (8, 8, 1)).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    "pixels, expected",
+    [
+        (drawn("uint8", 3, 9), (0, 255)),
+        (drawn("float32", -0.1, 1.1), (0, 1)),
+        (drawn("uint16", 0, 65535), (0, 65535)),
+        (np.array([[[100]], [[4000]]], "uint16"), (100, 4000)),
+        (np.array([[[-7.0]], [[7.0]]]), (-7, 7)),
+        (np.full((4, 4, 1), 500, "uint16"), (500, 501)),
+    ],
+)
+def test_the_range_is_measured(pixels, expected):
+    assert measured_range([pixels]) == pytest.approx(expected, rel=0.05)
 
 
 def test_pages_of_stacks_and_floats_are_planes_in_the_unit_of_the_networks(tmp_path):

@@ -1,5 +1,7 @@
 """Arrays of any dtype and range in, the same out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import test_predictor
@@ -7,7 +9,7 @@ import test_predictor
 import ssdn_tf
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import pictures, predictor
+from ssdn_tf.inference import pictures, predictor, ranges
 
 ADDITIVE = {"noise": "additive", "low": (5.0, 1.0), "high": (200.0, 50.0), "width": 2, "network": "compact"}
 
@@ -70,19 +72,39 @@ def test_the_result_is_the_predictors_in_the_unit_of_the_image(models):
     assert np.abs(other.denoised - result.denoised).max() > 1  # control: the level matters
 
 
+@dataclasses.dataclass
+class Knows:
+    """A predictor that was trained on a range, and finds a black level."""
+
+    trained_range: tuple | None
+    finds_black_level: bool = True
+
+    def middle_pixels(self, plane):
+        return plane[:64, :64]
+
+    def black_level(self, pixels):
+        assert len(pixels) == 2 and pixels[0].dtype == np.float32 and pixels[0].max() <= 1
+        return 0.02
+
+
 @pytest.mark.parametrize(
-    "pixels, expected",
+    "model, known, expected",
     [
-        (image("uint8", (8, 8, 1), 3, 9), (0, 255)),
-        (image("float32", (8, 8, 1), -0.1, 1.1), (0, 1)),
-        (image("uint16", (8, 8, 1), 0, 65535), (0, 65535)),
-        (np.array([[[100]], [[4000]]], "uint16"), (100, 4000)),
-        (np.array([[[-7.0]], [[7.0]]]), (-7, 7)),
-        (np.full((4, 4, 1), 500, "uint16"), (500, 501)),
+        (Knows(None), False, (20, 1000)),
+        (Knows(None), True, (0, 1000)),
+        (Knows(None, False), False, (0, 1000)),
+        (Knows((5.0, 900.0)), False, (5, 900)),
+        (Knows((5.0, 900.0)), True, (5, 900)),
+        (Knows((0.0, 1.0)), False, (20, 1000)),
+        (Knows((0.0, 65535.0)), False, (20, 1000)),
     ],
+    ids=["found", "the level is told", "not of this noise", "trained", "trained, told", "of floats", "of 16 bit"],
 )
-def test_the_range_is_measured(pixels, expected):
-    assert pictures.measured_range([pixels]) == pytest.approx(expected, rel=0.05)
+def test_the_range_is_that_of_the_training_or_measured_with_the_black_level(model, known, expected):
+    planes = [np.tile(np.uint16([[[0]], [[1000]]]), (8, 8, 1))] * 2
+    limits, origin = ranges.find(lambda: iter(planes), {1: model}.get, known)
+    assert limits == pytest.approx(expected)
+    assert ("training" in origin) == (expected[0] == 5) and ("noise" in origin) == (expected[0] == 20)
 
 
 def test_the_noise_that_is_found_is_named_without_what_is_not_there():

@@ -5,6 +5,7 @@ import pytest
 import scipy.stats
 from noise_cases import as_batch, call, case, every_channel_count, synthetic_crops
 
+from ssdn_tf.noise.prior import Prior
 from ssdn_tf.noise.registry import MODELS
 
 GAUSSIAN, POISSON, BOTH = (MODELS[kind]() for kind in ("gaussian", "poisson", "poisson_gaussian"))
@@ -41,6 +42,31 @@ def test_a_known_readout_is_bounded_only_where_there_is_no_gain():
     given = np.array([[0.0, 0.0], [0.0, 0.2], [0.01, 0.0]]).reshape(3, 1, 1, 2)
     found = np.asarray(BOTH.bound_known(given)).reshape(3, 2)
     np.testing.assert_allclose(found, [[0.0, 1e-3], [0.0, 0.2], [0.01, 0.0]])
+
+
+def ground(variance, channels, count=8192):
+    """(noisy, Prior) of pixels from 0.06 to 0.9 with a given variance of the noise, as a function of x."""
+    rng = np.random.default_rng(5)
+    mu_x = rng.uniform(0.06, 0.9, (1, 1, count, channels))
+    clean = mu_x + 0.02 * rng.standard_normal(mu_x.shape)
+    noisy = clean + np.sqrt(np.maximum(variance(clean), 0)) * rng.standard_normal(mu_x.shape)
+    return noisy, Prior(mu_x, np.broadcast_to(0.02**2 * np.eye(channels), (*mu_x.shape, channels)))
+
+
+@every_channel_count
+@pytest.mark.parametrize("gain, black", [(1 / 30, 0.05), (1 / 8, 0.04)])
+def test_the_black_level_is_found_where_photon_noise_ends_above_zero(gain, black, channels):
+    noisy, prior = ground(lambda x: gain * (x - black), channels)
+    assert BOTH.black_level(noisy, prior) == pytest.approx(black, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "variance",
+    [lambda x: x / 30, lambda x: 0.1**2, lambda x: (x - 0.05) / 30 + 0.05**2, lambda x: 0.0 * x, lambda x: x / 1e6],
+    ids=["black is 0", "readout alone", "more readout than offset", "none", "hardly any"],
+)
+def test_there_is_no_black_level_elsewhere(variance):
+    assert BOTH.black_level(*ground(variance, 3)) < 0.004
 
 
 @pytest.mark.parametrize("lam, readout, most", [(30.0, 0.05, 0.1), (200.0, 0.03, 0.06), (5.0, 0.2, 0.1)])

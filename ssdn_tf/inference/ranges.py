@@ -1,0 +1,49 @@
+"""The range of intensities of pictures that were taken alike, (black, white): what a network takes as 0 and 1."""
+
+import itertools
+
+from ssdn_tf.data.planes import UnitView, measured_range
+
+PLANES = 16  # that the black level is fitted to
+_ALIKE = 4.0  # a range of a training is taken if that of the pictures is at most this many times as wide or as narrow
+
+
+def find(planes, predictor_of, noise_is_known=False):
+    """The range of a set of pictures.
+
+    That of the training, where the network was trained on noisy pictures of a similar range. Else the measured one
+    (`planes.measured_range`), with the black level at which photon noise ends (`Predictor.black_level`).
+
+    Args:
+        planes: function without arguments that gives an iterator of planes [H,W,C] of one dtype.
+        predictor_of: function of a number of channels that gives a Predictor, as `PictureDenoiser.predictor`.
+        noise_is_known: the user says the noise level, in the unit of the measured range: then no black level is fitted.
+
+    Returns:
+        ((black, white), in words where it is from).
+    """
+    limits = measured_range(planes())
+    channels = next(planes()).shape[-1]
+    model = predictor_of(channels)
+    trained = model.trained_range
+    if trained and 1 / _ALIKE <= _width(limits) / _width(trained) <= _ALIKE:
+        return trained, "as in the training"
+    if noise_is_known:
+        return limits, "measured"
+    alike = (plane for plane in planes() if plane.shape[-1] == channels)
+    views = (UnitView(plane, limits, channels) for plane in itertools.islice(alike, PLANES))
+    return with_black_level(limits, model, views)
+
+
+def with_black_level(limits, model, planes):
+    """The same, of limits and of planes in the unit of the network."""
+    if not model.finds_black_level:
+        return limits, "measured"
+    black = round(model.black_level([model.middle_pixels(plane) for plane in planes]), 3)
+    if not black:
+        return limits, "measured"
+    return (limits[0] + black * _width(limits), limits[1]), "black found by the noise"
+
+
+def _width(limits):
+    return limits[1] - limits[0]
