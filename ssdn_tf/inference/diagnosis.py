@@ -6,14 +6,11 @@ import math
 import numpy as np
 from keras import ops
 
-from ssdn_tf.noise import registry
+from ssdn_tf.noise import fitting, registry
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.noise.prior import Prior
 
 FAMILIES = ("gaussian", "poisson", "poisson_gaussian", "impulse")
-# A noise model with one number more must be better by this, in nats a pixel: what chance and small faults of the
-# prior bring is less (measured on photographs that are not in the tests).
-PENALTY = 1e-3
 CORRELATED = 0.1  # of neighbouring noise, from which on the noise is called correlated
 CLIPPED = 0.01  # share of pixels at black or white, from which on the noise is called clipped
 
@@ -104,7 +101,7 @@ def diagnose(predictor, pictures, tile):
     pixels = [predictor.pixels(picture, tile) for picture in pictures]
     together = [np.concatenate(arrays)[None, None].astype(np.float64) for arrays in zip(*pixels)]
     fits = [_fit(predictor, kind, pixels, together) for kind in FAMILIES]
-    fits.sort(key=lambda fit: fit.log_likelihood - PENALTY * np.size(fit.parameter), reverse=True)
+    fits.sort(key=lambda fit: fit.log_likelihood - fitting.LEAST_GAIN * np.size(fit.parameter), reverse=True)
     correlation = np.mean([_correlation(picture) for picture in pictures], axis=0)
     values = np.concatenate([picture.reshape(-1) for picture in pictures])
     clipped = (float(np.mean(values <= values.min())), float(np.mean(values >= values.max())))

@@ -12,8 +12,6 @@ from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained, ranges
 from ssdn_tf.noise.levels import LEVELS
 
-_SAME = 0.02  # a kind of noise with less of the variance than this is not mentioned
-
 
 class Denoised(NamedTuple):
     """Results, in the unit of the input.
@@ -109,19 +107,13 @@ class PictureDenoiser:
 
 
 def noise_found(experiment, parameter):
-    """{"sigma": 24.8} and the like, of a noise parameter; {} where there is none.
-
-    Of photon and readout noise, one that has less than 2 % of the variance at mid-gray is left out.
-    """
+    """{"sigma": 24.8} and the like, of a noise parameter; {} where there is none."""
     if parameter is None:
         return {}
     level = LEVELS[experiment.noise]
     values = dict(zip((number.name for number in level.numbers), level.split(level.to_level(parameter))))
-    if len(values) == 2:
-        gain, readout = parameter
-        parts = {"lam": 0.5 * gain, "sigma": readout**2}
-        most = max(parts.values())
-        values = {name: value for name, value in values.items() if parts[name] > _SAME * most}
+    if len(values) == 2 and any(parameter):  # of two kinds of noise, one that is not there is not mentioned
+        values = {n.name: values[n.name] for n, part in zip(level.numbers, parameter) if part}
     return {name: value for name, value in values.items() if value is not None}
 
 

@@ -13,6 +13,8 @@ from ssdn_tf.noise import linalg
 
 PIXELS = 2**13  # of a picture that a fit reads: chance moves sigma 25 by about 0.5 %
 STEPS = 8
+_STEPS_ALONE = 3  # from close to the optimum
+LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
 _FRACTIONS = (1.0, 0.25, 0.0)  # of a step that are tried
 
 
@@ -45,11 +47,14 @@ def is_lit(mu_x):
 _LEAST_LIT = 0.05
 
 
-def variance_weights(residual, sigma_x, basis, ranges, used=None):
+def variance_weights(residual, sigma_x, basis, ranges, used=None, simplest=False):
     """Weights w that maximise the likelihood of residuals ~ N(0, sigma_x + diag(basis w)).
 
     Fisher scoring, a fixed number of steps, each of which is shortened until it helps. A weight that would leave its
     range stays at the end of it, and the other one is the best beside it.
+
+    Two kinds of noise always fit a little better than one. With `simplest`, the one that makes the pixels more likely
+    by less than LEAST_GAIN gets the weight 0, and the other one is the best alone.
 
     Args:
         residual: float [N, H, W, C], y - mu_x.
@@ -57,6 +62,7 @@ def variance_weights(residual, sigma_x, basis, ranges, used=None):
         basis: float [N, H, W, C, P], at least 0; P = 1 or 2.
         ranges: (lowest, highest) for each weight, above 0.
         used: bool [N, H, W], which pixels count; default all.
+        simplest: for P = 2, leave out what hardly helps.
 
     Returns:
         float [N, 1, 1, P].
@@ -73,6 +79,16 @@ def variance_weights(residual, sigma_x, basis, ranges, used=None):
         sigma_x = ops.where(used[..., None], sigma_x, ops.eye(channels, dtype=sigma_x.dtype))
         basis = ops.where(used[..., None], basis, 0.0)
     low, high = (ops.convert_to_tensor(ends, residual.dtype) for ends in zip(*ranges))
+    start = ops.clip(_by_moments(residual, sigma_x, basis), low, high)
+    weights = _scored(residual, sigma_x, basis, start, low, high, STEPS)
+    if simplest and size == 2:
+        share = 1.0 if used is None else ops.mean(ops.cast(used, residual.dtype), axis=(1, 2))
+        weights = _simplest(residual, sigma_x, basis, weights, low, high, share)
+    return ops.reshape(weights, (count, 1, 1, size))
+
+
+def _scored(residual, sigma_x, basis, start, low, high, steps):
+    """The weights [N,P] after some steps of Fisher scoring."""
 
     def step(_, weights):
         score, information = _derivatives(residual, sigma_x, basis, weights)
@@ -82,9 +98,25 @@ def variance_weights(residual, sigma_x, basis, ranges, used=None):
         best = ops.one_hot(ops.argmin(nll, axis=-1), len(tried), dtype=residual.dtype)
         return ops.sum(ops.stack(tried, axis=1) * best[..., None], axis=1)
 
-    start = ops.clip(_by_moments(residual, sigma_x, basis), low, high)
-    weights = ops.fori_loop(0, STEPS, step, start)
-    return ops.reshape(weights, (count, 1, 1, size))
+    return ops.fori_loop(0, steps, step, start)
+
+
+def _simplest(residual, sigma_x, basis, weights, low, high, share):
+    """The weights [N,2], one of them 0 where it makes the used share of the pixels hardly more likely.
+
+    What a weight brings is what the Taylor series of the log-likelihood at its maximum says:
+    1/2 w_k^2 (I_kk - I_kl^2 / I_ll), the other weight l at its best.
+    """
+    _, information = _derivatives(residual, sigma_x, basis, weights)
+    own, cross = ops.diagonal(information, axis1=1, axis2=2), information[:, 0, 1][:, None]
+    gains = 0.5 * weights * weights * (own - cross * cross / ops.flip(own, axis=1))
+    kept = ops.one_hot(1 - ops.argmin(gains, axis=1), 2, dtype=weights.dtype)
+    pick = lambda values: ops.sum(values * kept, axis=1, keepdims=True)
+    only = ops.sum(basis * kept[:, None, None, :], axis=-1, keepdims=True)
+    start = pick(weights + cross / own * ops.flip(weights, axis=1))
+    alone = _scored(residual, sigma_x, only, start, pick(low), pick(high), _STEPS_ALONE)
+    is_little = ops.min(gains, axis=1) < LEAST_GAIN * share
+    return ops.where(is_little[:, None], alone * kept, weights)
 
 
 def _by_moments(residual, sigma_x, basis):

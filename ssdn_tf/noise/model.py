@@ -108,9 +108,13 @@ class AdditiveNoise(NoiseModel):
     """
 
     def fit(self, noisy, prior):
-        """Maximum-likelihood parameter of each picture, given the network's prior: [N,1,1,P]. See `noise.fitting`."""
+        """Maximum-likelihood parameter of each picture, given the network's prior: [N,1,1,P]. See `noise.fitting`.
+
+        Of two numbers, one that makes the pixels more likely by less than `fitting.LEAST_GAIN` is 0.
+        """
+        residual, used = noisy - prior.mu_x, fitting.is_lit(prior.mu_x)
         weights = fitting.variance_weights(
-            noisy - prior.mu_x, prior.sigma_x, self.basis(prior), self.weight_range(), fitting.is_lit(prior.mu_x)
+            residual, prior.sigma_x, self.basis(prior), self.weight_range(), used, simplest=True
         )
         return self.from_weights(weights)
 

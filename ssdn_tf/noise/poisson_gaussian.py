@@ -87,7 +87,7 @@ class PoissonGaussianNoise(AdditiveNoise):
         nll = functools.partial(_photon_nll, noisy, prior)
         highest = float(np.quantile(ops.convert_to_numpy(prior.mu_x), 0.01))
         found = scipy.optimize.minimize_scalar(nll, bounds=(0.0, max(highest, MINIMUM)), options={"xatol": 1e-3})
-        return float(found.x) if found.fun < nll(0.0) - _LEAST_GAIN else 0.0
+        return float(found.x) if found.fun < nll(0.0) - fitting.LEAST_GAIN else 0.0
 
     def estimate(self, crops):
         """Rough (gain, readout) of noisy crops [N,H,W,C]: a line through the noise variances at 16 brightnesses.
@@ -112,7 +112,6 @@ class AnyAdditiveNoise(PoissonGaussianNoise):
     level = LEVELS["additive"]
 
 
-_LEAST_GAIN = 1e-3  # nats a pixel
 _LEAST_STD = 1 / 255  # of photon noise at white
 
 

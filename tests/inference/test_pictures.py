@@ -110,8 +110,9 @@ def test_the_range_is_that_of_the_training_or_measured_with_the_black_level(mode
 def test_the_noise_that_is_found_is_named_without_what_is_not_there():
     experiment = Experiment(**ADDITIVE)
     assert pictures.noise_found(experiment, (0.02, 0.1)) == pytest.approx({"lam": 50, "sigma": 25.5})
-    assert pictures.noise_found(experiment, (1e-6, 0.1)) == pytest.approx({"sigma": 25.5})
-    assert pictures.noise_found(experiment, (0.02, 1e-3)) == pytest.approx({"lam": 50})
+    assert pictures.noise_found(experiment, (0.0, 0.1)) == pytest.approx({"sigma": 25.5})
+    assert pictures.noise_found(experiment, (0.02, 0.0)) == pytest.approx({"lam": 50})
+    assert pictures.noise_found(experiment, (0.0, 0.0)) == {"sigma": 0}
     assert pictures.describe({"lam": 50.0, "sigma": 25.5}) == "lam 50, sigma 25.5"
 
 

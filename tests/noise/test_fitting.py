@@ -73,10 +73,22 @@ def test_the_fit_is_the_optimum_that_scipy_finds(kind, parameter, channels):
         method="Nelder-Mead",
         options={"xatol": 1e-4, "fatol": 1e-9, "maxiter": 150},
     )
-    # The bounds of the weights (a std of 0.001) cost up to 4e-7 where one kind of noise is not there.
-    assert mean_nll(kind, arguments, found) < best.fun + 1e-6
+    # The lower bound of the weight (a std of 0.001) costs up to 4e-7; a kind of noise that is left out, chance.
+    left_out = kind == "poisson_gaussian" and (found == 0).any()
+    assert mean_nll(kind, arguments, found) < best.fun + (3e-4 if left_out else 1e-6)
     # The negative control: 5 % below the optimum is seen.
     assert mean_nll(kind, arguments, 0.95 * found) > best.fun + 1e-5
+
+
+@every_channel_count
+@pytest.mark.parametrize("kind, parameter, alone", [("gaussian", (0.0, 0.1), 1), ("poisson", (0.1, 0.0), 0)])
+def test_of_two_kinds_of_noise_one_that_hardly_helps_is_left_out(kind, parameter, alone, channels):
+    arguments = pixels("poisson_gaussian", parameter, channels)
+    found, one = fit("poisson_gaussian", arguments), fit(kind, arguments)[0]
+    assert found[1 - alone] == 0
+    assert found[alone] == pytest.approx(one if kind == "gaussian" else 1 / one, rel=1e-6)
+    # The negative control: where both are there, both are found.
+    assert (fit("poisson_gaussian", pixels("poisson_gaussian", (0.02, 0.1), channels)) > 0).all()
 
 
 @every_channel_count
@@ -89,8 +101,7 @@ def test_the_fit_is_close_to_the_truth(kind, parameter, channels):
     elif kind == "poisson_gaussian":
         present = np.array(parameter) > 0
         np.testing.assert_allclose(found[present], np.array(parameter)[present], rtol=0.15)
-        # Noise that is not there is not found: gain below 1/500, readout below 15/255.
-        assert (found[~present] < np.array([0.002, 0.06])[~present]).all()
+        assert (found[~present] == 0).all()
     else:
         assert found == pytest.approx(parameter, rel=0.03 if kind == "gaussian" else 0.06)
 
