@@ -32,7 +32,7 @@ HEADER = ["noise", "pictures", "found", "error", "right", "told", "fitted"]
 
 
 def measure(model, clean, kind, level, rng):
-    """(levels found, is the kind right, PSNR told, PSNR fitted) of one picture."""
+    """(levels found, is the kind right, [PSNR told, PSNR fitted]) of one picture."""
     from ssdn_tf.evaluation.metrics import psnr
     from ssdn_tf.inference import diagnosis
     from ssdn_tf.noise import registry
@@ -43,10 +43,10 @@ def measure(model, clean, kind, level, rng):
     true = dict(zip((number.name for number in levels.numbers), levels.split(level)))
     known = own.to_parameter(tuple(true.get(number.name, number.absent) for number in own.numbers))
     found = diagnosis.diagnose(model, [noisy], None)
-    told, fitted = (model.denoise(noisy, parameter, tile=None) for parameter in (known, "fitted"))
+    results = [model.denoise(noisy, parameter, tile=None) for parameter in (known, "fitted")]
     best = next(fit for fit in found.fits if fit.kind == kind)
-    is_right = found.best.kind == kind
-    return levels.split(levels.to_level(best.parameter)), is_right, psnr(told.denoised, clean), psnr(fitted.denoised, clean)
+    scores = [psnr(result.denoised, clean) for result in results]
+    return levels.split(levels.to_level(best.parameter)), found.best.kind == kind, scores
 
 
 def run(arguments):
@@ -66,14 +66,15 @@ def row(model, clean, kind, level):
     from ssdn_tf.noise.levels import LEVELS
 
     results = [measure(model, picture, kind, level, np.random.default_rng(i)) for i, picture in enumerate(clean)]
-    found, right, told, fitted = zip(*results)
+    found, right, scores = zip(*results)
     levels = LEVELS[kind]
     # A number that is left out counts as 0.
     found = np.array([[value or 0.0 for value in one] for one in found])
     error = 100 * np.abs(found / np.array(levels.split(level)) - 1)
     join = lambda values: ", ".join(f"{value:.3g}" for value in np.median(values, axis=0))
-    gain = np.mean(fitted) - np.mean(told)
-    return levels.describe(level), len(clean), join(found), join(error), sum(right), f"{np.mean(told):.2f}", f"{gain:+.3f}"
+    told, fitted = np.mean(scores, axis=0)
+    cells = f"{told:.2f}", f"{fitted - told:+.3f}"
+    return levels.describe(level), len(clean), join(found), join(error), sum(right), *cells
 
 
 if __name__ == "__main__":
