@@ -82,11 +82,11 @@ def main(values):
     limits = cli.parse_range(values.range)
     pairs = _pairs(values)
     levels = _levels_of_files(values, pairs)
+    level_flags.read_one(values)  # refuses ranges
     pending = [pair for pair in pairs if values.overwrite or not pair[1].exists() or len(pairs) == 1]
     if not pending:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
-    level_flags.read_one(values)  # refuses ranges
     survey = _survey(pairs)
     if not limits and len(survey.dtypes) > 1:
         raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(survey.dtypes)}.")
@@ -99,16 +99,24 @@ def main(values):
     _check_model(values, worker, survey.channels)
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
+    page = _page(values, set(pairs) - set(pending), limits) if values.report else None
+    readable = [pair for pair in pending if pair[0] in survey.files]
+    failed = len(pending) - len(readable) + _denoise_all(values, worker, limits, readable, levels, page)
+    if failed:
+        raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
+    return 0
+
+
+def _denoise_all(values, worker, limits, pairs, levels, page):
+    """Denoises all pairs, and writes the page if there is one; returns how many could not be denoised."""
     from ssdn_tf.inference.file_denoiser import FileDenoiser
 
-    readable = [(source, target) for source, target in pending if source in survey.files]
-    failed = len(pending) - len(readable)
-    page = _page(values, set(pairs) - set(pending), limits) if values.report else None
-    results = FileDenoiser(worker, limits, values.uncertainty, values.preview, values.report).all(readable, levels)
-    bar = tqdm.tqdm(results, total=len(readable), unit="picture", disable=len(pairs) == 1)
+    failed, alone = 0, [source for source, _ in pairs] == [pathlib.Path(values.input)]
+    results = FileDenoiser(worker, limits, values.uncertainty, values.preview, values.report).all(pairs, levels)
+    bar = tqdm.tqdm(results, total=len(pairs), unit="picture", disable=alone)
     for result in bar:
         if isinstance(result, UserError):
-            if len(pairs) == 1:
+            if alone:
                 raise result
             images.warn(f"left out {result}")
             failed += 1
@@ -120,9 +128,7 @@ def main(values):
     if page:
         page.write(_beside(values, "report.html"))
         print(f"Report: {_beside(values, 'report.html')}")
-    if failed:
-        raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
-    return 0
+    return failed
 
 
 def _worker(values):

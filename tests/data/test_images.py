@@ -1,6 +1,7 @@
 """Picture files in and out: every kind of pixel, every way to fail."""
 
 import errno
+import math
 import os
 import struct
 import subprocess
@@ -369,3 +370,10 @@ def test_values_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(UserError, match="expected finite intensities"):
         images.write(tmp_path / "a.png", np.full((4, 4, 3), np.nan))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shape, side, expected", [((5, 8, 3), 4, np.s_[0:4, 2:6]), ((5, 8), 9, np.s_[:, :])])
+def test_the_middle_is_a_view_of_at_most_that_side(shape, side, expected):
+    picture = np.arange(math.prod(shape)).reshape(shape)
+    found = images.middle(picture, side)
+    assert np.array_equal(found, picture[expected]) and np.shares_memory(found, picture)
