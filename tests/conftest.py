@@ -52,8 +52,12 @@ def caches():
 
 @pytest.fixture(autouse=True)
 def seeds():
-    """Every test starts from the same seeds, in whatever order the tests run."""
+    """Every test starts from the same seeds, and with no warning said, in whatever order the tests run."""
     import keras
+
+    from ssdn_tf.data import images
+
+    images.said.clear()
 
     np.random.seed(0)
     keras.utils.set_random_seed(0)

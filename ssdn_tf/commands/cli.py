@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags  # noqa: E402
 
+from ssdn_tf.data import images  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
 
 
@@ -32,6 +33,10 @@ def execute(main, define, text, argv=None, needs_flags=False):
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     define(values)
+    images.said.clear()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not end the command
+            stream.reconfigure(errors="backslashreplace")
     try:
         rest = values(argv)[1:]
         if values.help or (len(argv) == 1 and needs_flags):
@@ -44,6 +49,9 @@ def execute(main, define, text, argv=None, needs_flags=False):
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        print(f"error: {name}{images.reason(error)}.", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped.", file=sys.stderr)
         return 130

@@ -1,6 +1,7 @@
 """denoise.py: denoises picture files."""
 
 import dataclasses
+import os
 import pathlib
 import shlex
 import sys
@@ -83,13 +84,16 @@ def main(values):
     pairs = _pairs(values)
     levels = _levels_of_files(values, pairs)
     level_flags.read_one(values)  # refuses ranges
-    pending = [pair for pair in pairs if values.overwrite or not pair[1].exists() or len(pairs) == 1]
-    if not pending:
+    pending = pairs
+    if not values.overwrite and not _is_alone(values, pairs):
+        pending = [pair for pair in pairs if not all(map(_is_file, _outputs(values, pair[1])))]
+    if not pending and not values.report:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
     survey = _survey(pairs)
     if not limits and len(survey.dtypes) > 1:
-        raise UserError(f"expected pictures of one dtype, or --range, received {' and '.join(survey.dtypes)}.")
+        found = " and ".join(f"{dtype} ('{file}')" for dtype, file in survey.dtypes.items())
+        raise UserError(f"expected pictures of one dtype, or the --range of all of them, received {found}.")
     if values.adapt:
         code = _adapt(values, survey, limits)
         if code:
@@ -111,7 +115,7 @@ def _denoise_all(values, worker, limits, pairs, levels, page):
     """Denoises all pairs, and writes the page if there is one; returns how many could not be denoised."""
     from ssdn_tf.inference.file_denoiser import FileDenoiser
 
-    failed, alone = 0, [source for source, _ in pairs] == [pathlib.Path(values.input)]
+    failed, alone = 0, _is_alone(values, pairs)
     results = FileDenoiser(worker, limits, values.uncertainty, values.preview, values.report).all(pairs, levels)
     bar = tqdm.tqdm(results, total=len(pairs), unit="picture", disable=alone)
     for result in bar:
@@ -126,14 +130,19 @@ def _denoise_all(values, worker, limits, pairs, levels, page):
         if page:
             page.add(cells, views)
     if page:
-        page.write(_beside(values, "report.html"))
-        print(f"Report: {_beside(values, 'report.html')}")
+        page.write(files.beside(values.output, "report.html"))
+        print(f"Report: {files.beside(values.output, 'report.html')}")
     return failed
+
+
+def _model(values):
+    """What --model says, or the network of the package for the noise that the flags say; None for additive noise."""
+    return values.model or (None if values.alpha is None else "impulse-rgb")
 
 
 def _worker(values):
     """The PictureDenoiser that the flags ask for."""
-    model = _beside(values, "network") if values.adapt else values.model
+    model = files.beside(values.output, "network") if values.adapt else _model(values)
     if values.cluster:
         from ssdn_tf.inference.cluster import ClusterDenoiser
 
@@ -141,7 +150,7 @@ def _worker(values):
             return ClusterDenoiser(values.cluster, model, values.tile, values.ensemble)
     from ssdn_tf.inference.pictures import PictureDenoiser
 
-    return PictureDenoiser(model, values.tile, values.ensemble)
+    return PictureDenoiser(model, values.tile, values.ensemble, load=model_flag.load_path)
 
 
 def _page(values, done, limits):
@@ -173,7 +182,7 @@ def _pairs(values):
     if not source.exists():
         raise UserError(f"--input: expected a picture or a folder, received '{source}', which does not exist.")
     if source.resolve() == target.resolve():
-        raise UserError("--output must differ from --input.")
+        raise UserError(f"--output: expected another name than that of --input, received '{source}' for both.")
     if not source.is_dir() or zarr_files.is_zarr(source):
         if target.is_dir() and target.suffix.lower() != zarr_files.SUFFIX:
             target = target / source.name
@@ -182,27 +191,60 @@ def _pairs(values):
             listed = ", ".join(files.SUFFIXES)
             raise UserError(f"--output: expected a name ending in one of {listed}, received '{target}'.")
         if target.exists() and source.samefile(target):
-            raise UserError("--output must differ from --input.")
-        return [(source, target)]
+            raise UserError(f"--output: expected another name than that of --input, received '{source}' for both.")
+        return _checked(values, [(source, target)])
     if target.is_file():
         raise UserError(f"--output: expected a folder for the pictures of a folder, received the file '{target}'.")
     if source.resolve() in target.resolve().parents:
         raise UserError("--output: expected a folder outside of --input, received one inside it.")
-    return [(file, target / name) for file, name in files.find(source)]
+    return _checked(values, [(file, target / name) for file, name in files.find(source)])
+
+
+def _is_alone(values, pairs):
+    """True where --input is a picture, and not a folder of them."""
+    return [source for source, _ in pairs] == [pathlib.Path(values.input)]
+
+
+def _outputs(values, target):
+    """The files that denoising a picture leaves."""
+    more = [files.STD] * values.uncertainty + [files.PREVIEW] * values.preview
+    return [target, *(files.beside(target, what) for what in more)]
+
+
+def _is_file(path):
+    return path.is_file() or zarr_files.is_zarr(path)
+
+
+def _checked(values, pairs):
+    """The pairs, if no file would be written over another one of them."""
+    owners = {os.path.abspath(source): source for source, _ in pairs}
+    for source, target in pairs:
+        for path in _outputs(values, target):
+            owner = owners.setdefault(os.path.abspath(path), source)
+            if owner != source or os.path.abspath(path) == os.path.abspath(source):
+                raise UserError(
+                    f"expected a file of its own for each result, received '{path}' for '{source}' and '{owner}'."
+                )
+    return pairs
 
 
 @dataclasses.dataclass(frozen=True)
 class _Survey:
-    """What the pictures have in common. files: those that can be read; dtypes, channels: sorted, each once."""
+    """What the pictures have in common.
+
+    files: those that can be read.
+    dtypes: {dtype: the first file of it}.
+    channels: numbers of them, sorted, each once.
+    """
 
     files: list
-    dtypes: list
+    dtypes: dict
     channels: list
 
 
 def _survey(pairs):
     """Looks at all pictures, those that are done too, so that a second start takes the same range and network."""
-    found, dtypes, channels = [], set(), set()
+    found, dtypes, channels = [], {}, set()
     for source, _ in pairs:
         try:
             picture = files.read(source)
@@ -212,11 +254,11 @@ def _survey(pairs):
             images.warn(f"left out {error}")
             continue
         found.append(source)
-        dtypes.add(picture.dtype.name)
+        dtypes.setdefault(picture.dtype.name, source)
         channels.update(shape[-1] for shape in picture.shapes)
     if not found:
         raise UserError("expected pictures that can be read, received none.")
-    return _Survey(found, sorted(dtypes), sorted(channels))
+    return _Survey(found, dtypes, sorted(channels))
 
 
 def _first_planes(sources):
@@ -268,14 +310,6 @@ def _levels_of_files(values, pairs):
 # ---------------------------------------------------------------- a network for these pictures
 
 
-def _beside(values, what):
-    """OUTPUT-what, for a network or a report: the same command finds it again."""
-    output = pathlib.Path(values.output)
-    output = output if output.name else output.resolve()
-    name = output.stem if output.suffix.lower() in files.SUFFIXES else output.name
-    return output.with_name(f"{name}-{what}")
-
-
 def _adapt(values, survey, limits):
     """Trains on the pictures as `train.py --preset=adapt` does; the exit code."""
     from ssdn_tf.commands import train, train_flags
@@ -289,8 +323,8 @@ def _adapt(values, survey, limits):
         "budget": values.adapt,
         "channels": survey.channels[0],
         "range": limits and "{},{}".format(*limits),
-        "run_dir": _beside(values, "network"),
-        "warm_start": values.model,
+        "run_dir": files.beside(values.output, "network"),
+        "warm_start": _model(values),
     } | {name: values[name].value for name in level_flags.names()}
     arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]
     training = cli.parse(train_flags.define, ["train.py", *arguments])
@@ -310,6 +344,8 @@ def _check_model(values, worker, channels):
         parameter = _level(values, model)
         if parameter is not None:
             worker.parameters[number] = parameter
+        if values.uncertainty and model.experiment.pipeline != "blindspot":
+            raise UserError(f"--uncertainty: {model.experiment.name} gives no standard deviation.")
         if values.noise_from == "set" and not model.can_fit:
             raise UserError(f"--noise_from=set: {model.experiment.name} cannot fit the noise.")
 

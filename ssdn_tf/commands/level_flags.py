@@ -127,10 +127,11 @@ def read_table(path):
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"expected a CSV file, received '{path}', which cannot be read ({error}).") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"expected a CSV file, received '{path}', which cannot be read ({reason}).") from error
     columns = set(rows[0]) if rows else set()
     if "file" not in columns or not columns & set(NAMES) or columns - {"file", *NAMES}:
-        listed = ", ".join(map(str, rows[0])) if rows else "none"
+        listed = ", ".join(name or "one without a name" for name in rows[0]) if rows else "none"
         raise UserError(f"{path}: expected the columns file and {' or '.join(NAMES)}, received {listed}.")
     levels = {}
     for row in rows:

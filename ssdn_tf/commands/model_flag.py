@@ -2,6 +2,8 @@
 
 from absl import flags
 
+from ssdn_tf.commands import cli
+
 
 def define(values, more=""):
     """Defines --model in a FlagValues. more: what else it takes."""
@@ -38,6 +40,14 @@ def load(values, channels=3):
     Raises:
         UserError: there is no such model, or it is damaged.
     """
-    from ssdn_tf.inference import predictor, pretrained
+    from ssdn_tf.inference import pretrained
 
-    return predictor.load(values.model or pretrained.DEFAULTS[channels])
+    return load_path(values.model or pretrained.DEFAULTS[channels])
+
+
+def load_path(path):
+    """`predictor.load`, whose errors name the flag."""
+    from ssdn_tf.inference import predictor
+
+    with cli.errors_about("model"):
+        return predictor.load(path)

@@ -154,6 +154,17 @@ def find(path):
     return [(file, file.relative_to(path)) for file in images.find(path, SUFFIXES)]
 
 
+STD, PREVIEW = "std.tif", "preview.png"  # what a denoised picture can have beside it
+
+
+def beside(path, what):
+    """The path of a file that belongs to another: x.png and "std.tif" give x-std.tif; of a folder, FOLDER-what."""
+    path = pathlib.Path(path)
+    path = path if path.name else path.resolve()
+    stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
+    return path.with_name(f"{stem}-{what}")
+
+
 def write(path, picture, planes):
     """Writes planes in place of those of a Picture that was read. The file appears whole or not at all.
 

@@ -1,15 +1,18 @@
 """Image files and folders of them, as NumPy arrays. No Keras here."""
 
 import contextlib
+import glob
 import io
 import os
 import pathlib
+import re
 import shutil
 import sys
 import uuid
 
 import imagecodecs
 import numpy as np
+import tqdm
 from PIL import Image
 
 from ssdn_tf.errors import UserError
@@ -18,8 +21,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
 def warn(sentence):
-    """One line on stderr."""
-    print(f"warning: {sentence}", file=sys.stderr, flush=True)
+    """One line on stderr, above a progress bar; a sentence that was said before is not said again."""
+    if sentence not in said:
+        said.add(sentence)
+        tqdm.tqdm.write(f"warning: {sentence}", file=sys.stderr)
+        sys.stderr.flush()
+
+
+said = set()  # emptied where a command begins
 
 
 def read(path):
@@ -163,6 +172,22 @@ def write(path, image, bits=8):
     write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=kind))
 
 
+def reason(error):
+    """Why the file system refuses, from an OSError."""
+    if "requested and" in str(error):  # NumPy: "27648 requested and 7096 written"
+        return "the disk is full"
+    return error.strerror or str(error)
+
+
+def remove_leftovers(path):
+    """Removes what `write_whole` and `write_whole_folder` leave beside a path when the process is killed."""
+    path = pathlib.Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if re.fullmatch(r"[0-9a-f]{32}", left.suffix[1:]):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
 def write_whole(path, write_to):
     """Calls `write_to(binary file)` on a new file and moves it to `path` when it is complete.
 
@@ -181,7 +206,7 @@ def write_whole(path, write_to):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -198,7 +223,7 @@ def write_whole_folder(path, write_to):
             path.rename(old)
         temporary.rename(path)
     except OSError as error:
-        raise UserError(f"{path}: expected to write it, received '{error.strerror or error}'.") from error
+        raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +252,12 @@ def find(folder, suffixes=SUFFIXES):
 
 def _walk(folder):
     """The files below a folder, but for hidden ones. A folder that is one picture, NAME.zarr, counts as a file."""
-    for entry in folder.iterdir():
+    try:
+        entries = list(folder.iterdir())
+    except OSError as error:
+        warn(f"left out {folder}, which cannot be read: {reason(error)}.")
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         is_folder = entry.is_dir() and not entry.is_symlink()

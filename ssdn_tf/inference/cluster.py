@@ -7,6 +7,7 @@ a worker that is lost to the others.
 
 import collections
 import functools
+import re
 import threading
 
 from ssdn_tf.errors import UserError, optional
@@ -58,6 +59,8 @@ def _result(number, tile, future):
 
 
 def _connect(address):
+    if not re.fullmatch(r"\w+://.+", address):  # the client would try to reach it for 20 seconds
+        raise UserError(f"expected an address such as tcp://HOST:8786, received '{address}'.")
     with optional("A cluster needs Dask", "dask"):
         import distributed
     try:

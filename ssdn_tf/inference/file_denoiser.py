@@ -41,7 +41,8 @@ class FileDenoiser:
             try:
                 return self.one(*pair, levels.get(pair[0]))
             except UserError as error:
-                return error
+                # A new one: the traceback of the old one keeps the files open that are gone, and the disk full.
+                return UserError(str(error))
 
         if self.worker.workers == 1:
             yield from map(safe, pairs)
@@ -67,26 +68,41 @@ class FileDenoiser:
             UserError: the picture is damaged, or the file system refuses.
         """
         picture = files.read(source)
+        self._check(picture, level)
+        images.remove_leftovers(target)
         pieces = Pieces(target, self._key(picture, level))
         try:
             numbers = range(len(picture))
             for number in numbers:
                 self._plane(picture[number], number, pieces, level)
-            files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
-            if self.uncertainty and pieces.find("std-0") is not None:
-                stds = [pieces.find(f"std-{number}") for number in numbers]
-                _write_std(target.with_name(f"{target.stem}-std.tif"), picture, stds)
-            noise = pictures.describe(*(noise for n in numbers for noise in pieces.done(n).values()))
             views = {}
             if self.preview or self.views:
                 views = middle_views(picture[0], pieces.find("denoised-0"), pieces.find("std-0"), self.limits)
+            if self.uncertainty and pieces.find("std-0") is not None:
+                stds = [pieces.find(f"std-{number}") for number in numbers]
+                _write_std(files.beside(target, files.STD), picture, stds)
             if self.preview:
-                images.write(target.with_name(f"{target.stem}-preview.png"), _preview(views))
+                images.write(files.beside(target, files.PREVIEW), _preview(views))
+            # Last: a picture that is there has all that belongs to it.
+            files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
+            noise = pictures.describe(*(noise for n in numbers for noise in pieces.done(n).values()))
         except UserError:
             pieces.remove()
             raise
         pieces.remove()
         return {"file": str(target), "size": size_of(picture), "noise": noise}, views
+
+    def _check(self, picture, level):
+        """Raises UserError for what cannot be denoised, before any work is done."""
+        try:
+            for shape in picture.shapes:
+                pictures.check_size(shape)
+                if level:
+                    pictures.parameter_of(level, self.worker.predictor(shape[-1]).experiment)
+            if self.uncertainty and len(set(picture.shapes)) > 1:
+                raise UserError("expected planes of one shape for the standard deviations, received several.")
+        except UserError as error:
+            raise UserError(f"{picture.path}: {error}") from error
 
     def _plane(self, plane, number, pieces, level):
         """Brings the missing pieces of a plane to disk."""
@@ -144,9 +160,7 @@ def _preview(views):
 
 
 def _write_std(path, picture, stds):
-    """A TIFF of 32-bit floats with the std of each plane as a page."""
-    if len(set(picture.shapes)) > 1:
-        raise UserError(f"{path}: expected planes of one shape for the standard deviations, received several.")
+    """A TIFF of 32-bit floats with the std of each plane, all of one shape, as a page."""
     height, width, channels = picture.shapes[0]
     page = (height, width, channels) if channels == 3 else (height, width)
     pages = (np.asarray(std).reshape(page) for std in stds)

@@ -155,6 +155,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     has_channels = image.ndim > 2 and image.shape[-1] in (1, 3)
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
+    check_size(planes[0].shape)
     worker = PictureDenoiser(model, tile, ensemble, load=_load_once)
     limits = value_range or ranges.find(lambda: iter(planes), worker.predictor, bool(noise))[0]
     if noise:
@@ -179,6 +180,12 @@ def _load_once(name):
 @functools.lru_cache(maxsize=4)
 def _load_at(name, stamps):
     return predictor.load(name)
+
+
+def check_size(shape):
+    """Raises UserError for a plane [H,W,C] of one pixel, of which a blind spot leaves nothing."""
+    if shape[0] * shape[1] == 1:
+        raise UserError("expected more than one pixel, as the network looks at a pixel's neighbours, received one.")
 
 
 def parameter_of(noise, experiment):

@@ -11,6 +11,7 @@ import shutil
 
 import numpy as np
 
+from ssdn_tf.data import images
 from ssdn_tf.errors import UserError
 
 
@@ -26,18 +27,25 @@ class Pieces:
     """
 
     def __init__(self, target, key):
-        target = pathlib.Path(target)
-        self.folder = target.with_name(f".{target.name}.partial")
+        self._target = pathlib.Path(target)
+        self.folder = self._target.with_name(f".{self._target.name}.partial")
         self._log = self.folder / "done.jsonl"
         self._arrays = {}
         lines = self._lines()
         if not lines or lines[0] != key:
-            self.remove()
+            self._begin(key)
+            lines = [key]
+        self._done = {(line["plane"], line["piece"]): line["noise"] for line in lines[1:]}
+
+    def _begin(self, key):
+        self.remove()
+        try:
             with self._errors():
                 self.folder.mkdir(parents=True)
             self._write(key)
-            lines = [key]
-        self._done = {(line["plane"], line["piece"]): line["noise"] for line in lines[1:]}
+        except UserError:
+            self.remove()
+            raise
 
     def array(self, name, shape, dtype):
         """The array `name`, on disk; new, if it is not there."""
@@ -95,7 +103,7 @@ class Pieces:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self.folder}: expected to write it, received '{error.strerror or error}'.") from error
+            raise UserError(f"{self._target} cannot be written: {images.reason(error)}.") from error
 
 
 def _allocate(path, shape, dtype):

@@ -23,7 +23,10 @@ def find(planes, predictor_of, noise_is_known=False):
         ((black, white), in words where it is from).
     """
     limits = measured_range(planes())
-    channels = next(planes()).shape[-1]
+    first = next(planes(), None)
+    if first is None:  # all of them are damaged, which is said when their turn comes
+        return limits, "measured"
+    channels = first.shape[-1]
     model = predictor_of(channels)
     trained = model.trained_range
     if trained and 1 / _ALIKE <= _width(limits) / _width(trained) <= _ALIKE:

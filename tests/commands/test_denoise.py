@@ -11,7 +11,7 @@ import tifffile
 from PIL import Image
 
 from ssdn_tf.commands import cli, denoise
-from ssdn_tf.data import images
+from ssdn_tf.data import files, images
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.inference import pictures, predictor
 
@@ -35,7 +35,7 @@ def call(*arguments):
     return cli.execute(denoise.main, denoise.define, "TEXT", ["x.py", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("size", [(33, 47), (1, 1), (64, 32)])
+@pytest.mark.parametrize("size", [(33, 47), (1, 2), (64, 32)])
 def test_any_size_is_denoised(run_dir, size, tmp_path):
     source, target = tmp_path / "in.png", tmp_path / "out.png"
     Image.fromarray(np.full((*size, 3), 120, np.uint8)).save(source)
@@ -83,6 +83,81 @@ def test_a_folder_becomes_a_folder_and_the_same_command_goes_on(run_dir, tmp_pat
     capsys.readouterr()
     assert call(*flags) == 0 and "all 3 pictures are there already" in capsys.readouterr().out
     assert call(*flags, "--overwrite") == 0 and (target / "2.png").stat().st_mtime_ns > stamp
+
+
+def test_what_a_picture_should_have_beside_it_is_made_later_too(run_dir, tmp_path, capsys):
+    source, target = write_pictures(tmp_path / "in", 1), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25"]
+    assert call(*flags) == 0 and names(target) == ["sub/0.png"]
+    assert call(*flags) == 0 and "all 1 pictures are there already" in capsys.readouterr().out
+    assert call(*flags, "--report") == 0 and (tmp_path / "out-report.html").exists()
+    assert call(*flags, "--uncertainty", "--preview") == 0
+    assert names(target) == ["sub/0-preview.png", "sub/0-std.tif", "sub/0.png"]
+    assert call(*flags, "--uncertainty", "--preview") == 0 and "are there already" in capsys.readouterr().out
+
+
+def test_a_picture_that_is_there_has_all_that_belongs_to_it(run_dir, tmp_path, monkeypatch, capsys):
+    """A stop, or a failure, between the files of a picture."""
+    source, target = write_pictures(tmp_path / "in", 1), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25", "--uncertainty"]
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", stopped)
+        assert call(*flags) == 130
+    left = target / "sub" / f".0.png.{'a' * 32}"  # what SIGKILL leaves in the middle of a write
+    left.touch()
+    assert not (target / "sub" / "0.png").exists()
+    assert call(*flags) == 0 and names(target) == ["sub/0-std.tif", "sub/0.png"] and not left.exists()
+
+
+def test_no_file_is_written_over_another(run_dir, tmp_path, capsys):
+    source = write_pictures(tmp_path / "in", 1)
+    (source / "sub" / "0-std.tif").write_bytes(b"mine")
+    before = (source / "sub" / "0.png").read_bytes()
+    single = [f"--input={source / 'sub' / '0-std.tif'}", f"--output={source / 'sub' / '0.tif'}", "--uncertainty"]
+    assert call(f"--model={run_dir}", "--sigma=25", *single) == 1
+    assert "expected a file of its own for each result, received" in capsys.readouterr().err
+    (source / "sub" / "0.bmp").write_bytes(before)
+    both = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", "--sigma=25"]
+    assert call(*both, "--preview") == 1
+    assert "0-preview.png' for " in capsys.readouterr().err
+    assert (source / "sub" / "0-std.tif").read_bytes() == b"mine" and not (tmp_path / "out").exists()
+
+
+def test_one_pixel_has_no_surroundings(run_dir, tmp_path, capsys):
+    Image.fromarray(np.full((1, 1, 3), 120, np.uint8)).save(tmp_path / "in.png")
+    flags = [f"--model={run_dir}", f"--input={tmp_path / 'in.png'}", f"--output={tmp_path / 'out.png'}", "--sigma=25"]
+    assert call(*flags) == 1
+    assert f"{tmp_path / 'in.png'}: expected more than one pixel" in capsys.readouterr().err
+    assert names(tmp_path) == ["in.png"]
+
+
+def test_alpha_takes_the_network_for_impulse_noise(tmp_path, capsys):
+    write_pictures(tmp_path / "in", 1)
+    assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--alpha=0.3") == 0
+    assert "alpha 0.3" in capsys.readouterr().out
+
+
+def test_a_warning_is_said_once_and_again_by_the_next_command(capsys):
+    def main(values):
+        for _ in range(2):
+            images.warn("careful.")
+        return 0
+
+    for _ in range(2):
+        assert cli.execute(main, lambda values: None, "TEXT", ["x.py", "--nohelp"]) == 0
+        assert capsys.readouterr().err == "warning: careful.\n"
+
+
+def test_what_the_system_refuses_is_one_sentence(capsys):
+    def main(values):
+        raise PermissionError(errno.EACCES, "Permission denied", "/secret")
+
+    assert cli.execute(main, lambda values: None, "TEXT", ["x.py", "--nohelp"]) == 1
+    assert capsys.readouterr().err == "error: /secret: Permission denied.\n"
 
 
 def test_one_bad_file_is_named_and_the_others_are_done(run_dir, tmp_path, capsys):
@@ -238,8 +313,12 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
     before, there = source.read_bytes(), names(tmp_path)
     output = f"--output={tmp_path / 'x.png'}"
     for flags, words in {
-        (f"--input={source}", f"--output={source}", "--sigma=25"): "--output must differ from --input.",
-        (f"--input={folder}", f"--output={folder}"): "--output must differ from --input.",
+        (
+            f"--input={source}",
+            f"--output={source}",
+            "--sigma=25",
+        ): "--output: expected another name than that of --input, received ",
+        (f"--input={folder}", f"--output={folder}"): "--output: expected another name than that of --input, received ",
         (f"--input={folder}", f"--output={folder / 'out'}"): "--output: expected a folder outside of --input",
         (f"--input={folder}", f"--output={source}"): "--output: expected a folder for the pictures of a folder",
         (f"--input={source}",): "expected --output=FILE or FOLDER, received none",

@@ -70,6 +70,8 @@ def test_a_cluster_that_is_not_there_is_a_sentence(capsys, folder, tmp_path):
             ClusterDenoiser(cluster.scheduler_address)
     assert call(f"--input={folder / '0.tif'}", f"--output={tmp_path / 'x.tif'}", "--cluster=tcp://127.0.0.1:1") == 1
     assert "--cluster: expected a Dask scheduler at 'tcp://127.0.0.1:1'" in capsys.readouterr().err
+    assert call(f"--input={folder / '0.tif'}", f"--output={tmp_path / 'x.tif'}", "--cluster=here") == 1
+    assert "--cluster: expected an address such as tcp://HOST:8786, received 'here'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

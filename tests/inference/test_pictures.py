@@ -107,6 +107,10 @@ def test_the_range_is_that_of_the_training_or_measured_with_the_black_level(mode
     assert ("training" in origin) == (expected[0] == 5) and ("noise" in origin) == (expected[0] == 20)
 
 
+def test_without_a_picture_that_can_be_read_there_is_a_range():
+    assert ranges.find(lambda: iter([]), {}.get) == ((0.0, 1.0), "measured")
+
+
 def test_the_noise_that_is_found_is_named_without_what_is_not_there():
     experiment = Experiment(**ADDITIVE)
     assert pictures.noise_found(experiment, (0.02, 0.1)) == pytest.approx({"lam": 50, "sigma": 25.5})
@@ -130,6 +134,7 @@ def test_a_set_can_have_one_noise_level(models):
     [
         (np.zeros(5), {}, r"expected an image \[H,W\]"),
         (np.zeros((0, 5)), {}, r"expected an image \[H,W\]"),
+        (np.zeros((3, 1, 1, 3)), {}, "expected more than one pixel"),
         (np.full((4, 4), np.nan), {}, "expected finite numbers"),
         (np.array([["a", "b"]]), {}, "of numbers"),
         (np.zeros((4, 4)), {"noise": {"alpha": 0.5}}, "noise: expected lam or sigma"),
@@ -141,7 +146,7 @@ def test_wrong_input_gets_a_sentence(wrong, options, words):
         ssdn_tf.denoise(wrong, **options)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 1, 3), (5, 5)])
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1, 3), (5, 5)])
 @pytest.mark.parametrize("value", [0, 255])
 def test_pictures_with_nothing_in_them_are_finite(shape, value):
     result = ssdn_tf.denoise(np.full(shape, value, np.uint8))
