@@ -14,6 +14,7 @@ from ssdn_tf.inference.pieces import Pieces
 
 _SHOWN = 1024  # side of a view
 _PREVIEW = 320
+_LITTLE = 0.02  # of the range, below which a picture has another scale
 
 
 class FileDenoiser:
@@ -106,6 +107,7 @@ class FileDenoiser:
 
     def _plane(self, plane, number, pieces, level):
         """Brings the missing pieces of a plane to disk."""
+        self._warn_of_scale(plane, pieces.target)
         denoised = pieces.array(f"denoised-{number}", plane.shape, plane.dtype)
         for piece, tile, part, std, noise in self.worker.tiles(plane, self.limits, level, pieces.done(number)):
             tile.place(files.cast(part, plane.dtype), denoised)
@@ -113,6 +115,16 @@ class FileDenoiser:
                 tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
             pieces.finish(number, piece, noise)
         pieces.close(number)
+
+    def _warn_of_scale(self, plane, target):
+        """A picture of another scale than the others, as [0, 1] beside counts, would only be noise to the network."""
+        width = self.limits[1] - self.limits[0]
+        used = np.ptp(plane) / width if isinstance(plane, np.ndarray) else 1.0
+        if 0 < used < _LITTLE:
+            images.warn(
+                f"{target}: its picture uses {used:.2%} of the range from black, {self.limits[0]:.6g}, to white, "
+                f"{self.limits[1]:.6g}; alone, or with its own --range, it is denoised better."
+            )
 
     def _key(self, picture, level):
         """What the result for a picture depends on, as JSON has it: pieces of another result are of no use."""

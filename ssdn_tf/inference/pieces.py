@@ -27,8 +27,8 @@ class Pieces:
     """
 
     def __init__(self, target, key):
-        self._target = pathlib.Path(target)
-        self.folder = self._target.with_name(f".{self._target.name}.partial")
+        self.target = pathlib.Path(target)
+        self.folder = self.target.with_name(f".{self.target.name}.partial")
         self._log = self.folder / "done.jsonl"
         self._arrays = {}
         lines = self._lines()
@@ -103,7 +103,7 @@ class Pieces:
         try:
             yield
         except OSError as error:
-            raise UserError(f"{self._target} cannot be written: {images.reason(error)}.") from error
+            raise UserError(f"{self.target} cannot be written: {images.reason(error)}.") from error
 
 
 def _allocate(path, shape, dtype):

@@ -135,6 +135,16 @@ def test_one_pixel_has_no_surroundings(run_dir, tmp_path, capsys):
     assert names(tmp_path) == ["in.png"]
 
 
+def test_a_picture_of_another_scale_than_the_others_is_a_warning(run_dir, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    for name, scale in (("unit", 1.0), ("counts", 9000.0)):
+        values = scale * np.random.default_rng(0).random((24, 24), np.float32)
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", values)
+    assert call(f"--model={run_dir}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--sigma=25") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and "unit.tif: its picture uses 0.01% of the range" in warnings[0]
+
+
 def test_alpha_takes_the_network_for_impulse_noise(tmp_path, capsys):
     write_pictures(tmp_path / "in", 1)
     assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--alpha=0.3") == 0
