@@ -51,12 +51,12 @@ def measure(model, clean, kind, level, rng):
 
 def run(arguments):
     from ssdn_tf.data import images
-    from ssdn_tf.inference import predictor
+    from ssdn_tf.inference import predictor, pretrained
 
     files = images.find(pathlib.Path(arguments.folder))[: 1 if arguments.quick else None]
     clean = [images.to_channels(images.to_float(images.read(file)), arguments.channels) for file in files]
     clean = [images.middle(picture, arguments.side or 10**6) for picture in clean]
-    model = predictor.load(arguments.model or {3: "additive-rgb", 1: "additive-gray"}[arguments.channels])
+    model = predictor.load(arguments.model or pretrained.DEFAULTS[arguments.channels])
     harness.print_table(HEADER, (row(model, clean, *case) for case in CASES))
 
 

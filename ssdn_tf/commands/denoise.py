@@ -206,9 +206,7 @@ def _is_alone(values, pairs):
 
 
 def _outputs(values, target):
-    """The files that denoising a picture leaves."""
-    more = [files.STD] * values.uncertainty + [files.PREVIEW] * values.preview
-    return [target, *(files.beside(target, what) for what in more)]
+    return files.outputs(target, values.uncertainty, values.preview)
 
 
 def _is_file(path):
@@ -220,11 +218,13 @@ def _checked(values, pairs):
     owners = {os.path.abspath(source): source for source, _ in pairs}
     for source, target in pairs:
         for path in _outputs(values, target):
-            owner = owners.setdefault(os.path.abspath(path), source)
-            if owner != source or os.path.abspath(path) == os.path.abspath(source):
+            name = os.path.abspath(path)
+            if name in owners:
+                owner = owners[name]
                 raise UserError(
                     f"expected a file of its own for each result, received '{path}' for '{source}' and '{owner}'."
                 )
+            owners[name] = source
     return pairs
 
 
@@ -275,7 +275,7 @@ def _found_range(values, survey, worker):
     from ssdn_tf.inference import ranges
 
     noise_is_known = bool(_given_levels(values) or values.levels)
-    limits, origin = ranges.find(lambda: _first_planes(survey.files), worker.predictor, noise_is_known)
+    limits, origin = ranges.find(_first_planes(survey.files), worker.predictor, noise_is_known)
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}; --range sets another).")
     return limits
@@ -298,8 +298,8 @@ def _levels_of_files(values, pairs):
     with cli.errors_about("levels"):
         rows = level_flags.read_table(values.levels)
         root = pathlib.Path(values.input)
-        single = len(pairs) == 1 and pairs[0][0] == root
-        names = {source: source.name if single else source.relative_to(root).as_posix() for source, _ in pairs}
+        alone = _is_alone(values, pairs)
+        names = {source: source.name if alone else source.relative_to(root).as_posix() for source, _ in pairs}
         missing = [name for name in names.values() if name not in rows]
         if missing:
             listed = images.enumerate_names(missing)

@@ -49,7 +49,7 @@ def main(values):
         raise UserError(f"--model: {model.experiment.name} has no likelihood to fit the noise by.")
     limits, origin = cli.parse_range(values.range), "given"
     if not limits:
-        limits, origin = ranges.find(lambda: iter(planes), lambda channels: model)
+        limits, origin = ranges.find(planes, lambda channels: model)
     found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes], values.tile)
     print(f"Black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}); sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")

@@ -165,6 +165,11 @@ def beside(path, what):
     return path.with_name(f"{stem}-{what}")
 
 
+def outputs(target, std, preview):
+    """The files that denoising a picture leaves: the result, and what is wanted beside it."""
+    return [target, *(beside(target, what) for what in [STD] * std + [PREVIEW] * preview)]
+
+
 def write(path, picture, planes):
     """Writes planes in place of those of a Picture that was read. The file appears whole or not at all.
 

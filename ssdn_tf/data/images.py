@@ -179,11 +179,17 @@ def reason(error):
     return error.strerror or str(error)
 
 
+def leftover_of(name):
+    """The file that was being written when the process was killed and left a file `name`; None for other names."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{32}", name)
+    return found and found[1]
+
+
 def remove_leftovers(path):
     """Removes what `write_whole` and `write_whole_folder` leave beside a path when the process is killed."""
     path = pathlib.Path(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if re.fullmatch(r"[0-9a-f]{32}", left.suffix[1:]):
+        if leftover_of(left.name) == path.name:
             with contextlib.suppress(OSError):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 

@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from ssdn_tf.inference.predictor import together
 from ssdn_tf.noise import fitting, registry
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.noise.prior import Prior
@@ -99,19 +100,19 @@ def diagnose(predictor, pictures, tile):
         tile: see `Predictor.denoise`.
     """
     pixels = [predictor.pixels(picture, tile) for picture in pictures]
-    together = [np.concatenate(arrays)[None, None].astype(np.float64) for arrays in zip(*pixels)]
-    fits = [_fit(predictor, kind, pixels, together) for kind in FAMILIES]
+    everything = together(pixels)
+    fits = [_fit(predictor, kind, pixels, everything) for kind in FAMILIES]
     fits.sort(key=lambda fit: fit.log_likelihood - fitting.LEAST_GAIN * np.size(fit.parameter), reverse=True)
     correlation = np.mean([_correlation(picture) for picture in pictures], axis=0)
     values = np.concatenate([picture.reshape(-1) for picture in pictures])
     clipped = (float(np.mean(values <= values.min())), float(np.mean(values >= values.max())))
-    return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(together))
+    return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(everything))
 
 
-def _fit(predictor, kind, pixels, together):
+def _fit(predictor, kind, pixels, everything):
     noise = registry.make(kind, **({"likelihood": "mixture"} if kind == "impulse" else {}))
     parameter = predictor.fit(pixels, noise)
-    noisy, mu_x, sigma_x = together
+    noisy, mu_x, sigma_x = everything
     constant = 0.5 * noisy.shape[-1] * math.log(2 * math.pi)
 
     def log_likelihood(values):
@@ -165,8 +166,8 @@ def _across(gray):
     return float(np.mean(above * below) / most) if most > 0 else 0.0
 
 
-def _channel_ratio(together):
-    noisy, mu_x, sigma_x = (array[0, 0] for array in together)
+def _channel_ratio(everything):
+    noisy, mu_x, sigma_x = (array[0, 0] for array in everything)
     if noisy.shape[-1] == 1:
         return 1.0
     excess = np.mean((noisy - mu_x) ** 2, axis=0) - np.mean(np.diagonal(sigma_x, axis1=-2, axis2=-1), axis=0)

@@ -70,7 +70,8 @@ class FileDenoiser:
         """
         picture = files.read(source)
         self._check(picture, level)
-        images.remove_leftovers(target)
+        for path in files.outputs(target, self.uncertainty, self.preview):
+            images.remove_leftovers(path)
         pieces = Pieces(target, self._key(picture, level))
         try:
             numbers = range(len(picture))

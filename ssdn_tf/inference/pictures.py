@@ -156,8 +156,8 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
     check_size(planes[0].shape)
-    worker = PictureDenoiser(model, tile, ensemble, load=_load_once)
-    limits = value_range or ranges.find(lambda: iter(planes), worker.predictor, bool(noise))[0]
+    worker = PictureDenoiser(model, tile, ensemble, load=load_once)
+    limits = value_range or ranges.find(planes, worker.predictor, bool(noise))[0]
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)
@@ -169,7 +169,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
     return Denoised(denoised, std, found[0] if len(found) == 1 else found)
 
 
-def _load_once(name):
+def load_once(name):
     """`predictor.load`, which keeps the last few: loading and tracing take seconds, a small picture does not."""
     path = pathlib.Path(name)
     files = [path, path / "checkpoint.npz"]

@@ -22,7 +22,7 @@ from ssdn_tf.noise.prior import Prior
 
 _FITTED = object()
 _FITTED_TILES = 4  # tiles of a large picture that a fit reads
-_MIDDLE = 256  # side of what a fit to many pictures reads of each
+MIDDLE = 256  # side of what a fit to many pictures reads of each
 TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
 
 
@@ -205,7 +205,7 @@ class Predictor:
 
     def middle_pixels(self, plane):
         """`pixels` of the middle of a plane [H,W,C] in the unit of the network, C = 1 or 3."""
-        return self.pixels(images.to_channels(images.middle(plane, _MIDDLE), self.experiment.channels))
+        return self.pixels(images.to_channels(images.middle(plane, MIDDLE), self.experiment.channels))
 
     def tiles_of(self, noisy, tile):
         """The tiles of a picture that is too large for one piece, else None."""
@@ -224,7 +224,7 @@ class Predictor:
             The parameter, a float or a tuple, in the unit of the noise model.
         """
         noise = noise or models.noise_model(self.experiment)
-        noisy, mu_x, sigma_x = (np.concatenate(arrays)[None, None].astype("float64") for arrays in zip(*pixels))
+        noisy, mu_x, sigma_x = together(pixels)
         return _plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
 
     def black_level(self, pixels):
@@ -235,9 +235,8 @@ class Predictor:
         Args:
             pixels: results of `pixels`, one for each picture.
         """
-        together = [np.concatenate(arrays) for arrays in zip(*pixels)]
-        step = -(-len(together[0]) // fitting.PIXELS)
-        noisy, mu_x, sigma_x = (array[None, None, ::step].astype("float64") for array in together)
+        step = -(-sum(len(noisy) for noisy, _, _ in pixels) // fitting.PIXELS)
+        noisy, mu_x, sigma_x = (array[:, :, ::step] for array in together(pixels))
         return models.noise_model(self.experiment).black_level(noisy, Prior(mu_x, sigma_x))
 
     @property
@@ -319,6 +318,11 @@ class Predictor:
         blindspot = self.experiment.pipeline == "blindspot"
         outputs = self.model.get_layer("prior").output if blindspot else [self.model.output["denoised"]]
         return _compiled(keras.Model(self.model.input["noisy"], outputs))
+
+
+def together(pixels):
+    """Results of `Predictor.pixels` as one picture: noisy [1,1,n,C], mu_x [1,1,n,C], sigma_x [1,1,n,C,C], float64."""
+    return [np.concatenate(arrays)[None, None].astype("float64") for arrays in zip(*pixels)]
 
 
 def _joined(size, parts):

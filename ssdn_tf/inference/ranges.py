@@ -2,7 +2,11 @@
 
 import itertools
 
+import numpy as np
+
+from ssdn_tf.data import images
 from ssdn_tf.data.planes import UnitView, measured_range
+from ssdn_tf.inference.predictor import MIDDLE
 
 PLANES = 16  # that the black level is fitted to
 _ALIKE = 4.0  # a range of a training is taken if that of the pictures is at most this many times as wide or as narrow
@@ -15,26 +19,34 @@ def find(planes, predictor_of, noise_is_known=False):
     (`planes.measured_range`), with the black level at which photon noise ends (`Predictor.black_level`).
 
     Args:
-        planes: function without arguments that gives an iterator of planes [H,W,C] of one dtype.
+        planes: iterable of planes [H,W,C] of one dtype; each is taken once, as it may be a file that is read.
         predictor_of: function of a number of channels that gives a Predictor, as `PictureDenoiser.predictor`.
         noise_is_known: the user says the noise level, in the unit of the measured range: then no black level is fitted.
 
     Returns:
         ((black, white), in words where it is from).
     """
-    limits = measured_range(planes())
-    first = next(planes(), None)
-    if first is None:  # all of them are damaged, which is said when their turn comes
+    middles = []
+
+    def watched():
+        for plane in planes:
+            middles.append(np.array(images.middle(plane, MIDDLE)))
+            yield plane
+
+    rest = watched()
+    limits = measured_range(rest)
+    if not middles:  # all of them are damaged, which is said when their turn comes
         return limits, "measured"
-    channels = first.shape[-1]
+    channels = middles[0].shape[-1]
     model = predictor_of(channels)
     trained = model.trained_range
     if trained and 1 / _ALIKE <= _width(limits) / _width(trained) <= _ALIKE:
         return trained, "as in the training"
     if noise_is_known:
         return limits, "measured"
-    alike = (plane for plane in planes() if plane.shape[-1] == channels)
-    views = (UnitView(plane, limits, channels) for plane in itertools.islice(alike, PLANES))
+    found = itertools.chain(tuple(middles), (images.middle(plane, MIDDLE) for plane in rest))
+    alike = (middle for middle in found if middle.shape[-1] == channels)
+    views = (UnitView(middle, limits, channels) for middle in itertools.islice(alike, PLANES))
     return with_black_level(limits, model, views)
 
 

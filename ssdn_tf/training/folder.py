@@ -13,7 +13,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 import socket
 
 from ssdn_tf.data import images
@@ -25,8 +24,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-# What `images.write_whole` leaves when it is killed.
-_TEMPORARY = re.compile(r"\.(options\.json|noise\.json|checkpoint\.npz|history\.jsonl)\.[0-9a-f]{32}")
+_WRITTEN = ("options.json", "noise.json", "checkpoint.npz", "history.jsonl")  # whole, by `images.write_whole`
 _LOCK = "lock"
 
 
@@ -69,15 +67,14 @@ def claim(run_dir, options):
         there = [path.name for path in run_dir.iterdir()] if run_dir.exists() else []
     except OSError as error:
         raise UserError(f"The run folder '{run_dir}' cannot be read ({error.strerror or error}).") from error
-    others = [name for name in there if name != _LOCK and not _TEMPORARY.fullmatch(name)]
+    others = [name for name in there if name != _LOCK and images.leftover_of(name) not in _WRITTEN]
     if others and "options.json" not in others:
         raise UserError(f"The run folder '{run_dir}' holds files that are not from a run; choose a new folder.")
     with contextlib.ExitStack() as on_error:
         lock = on_error.enter_context(_lock(run_dir))
         # The folder is ours, so the process that was writing these was killed.
-        for path in run_dir.iterdir():
-            if _TEMPORARY.fullmatch(path.name):
-                path.unlink()
+        for name in _WRITTEN:
+            images.remove_leftovers(run_dir / name)
         options = _write_or_compare(run_dir, options)
         on_error.pop_all()
     return lock, options

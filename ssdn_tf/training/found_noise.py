@@ -12,7 +12,7 @@ from ssdn_tf.data import files, images
 from ssdn_tf.data.planes import to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import pictures, predictor, ranges
+from ssdn_tf.inference import pictures, ranges
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import folder
 
@@ -54,8 +54,8 @@ def limits(options, run_dir, store):
         return store.limits
     if (pathlib.Path(run_dir) / "options.json").exists():
         return folder.read_options(run_dir).value_range or store.limits
-    start, numbers = predictor.load(options.warm_start), range(len(store))
-    found, origin = ranges.with_black_level(store.limits, start, [store[i] for i in numbers[: ranges.PLANES]])
+    start, count = pictures.load_once(options.warm_start), min(len(store), ranges.PLANES)
+    found, origin = ranges.with_black_level(store.limits, start, [store[i] for i in range(count)])
     if found != store.limits:
         print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
     return found
@@ -77,7 +77,7 @@ def find(options, run_dir, store, held_out):
         pass
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
-    start, noise = predictor.load(options.warm_start), models.noise_model(options.experiment)
+    start, noise = pictures.load_once(options.warm_start), models.noise_model(options.experiment)
     pixels = {
         name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store, held_out).items()
     }

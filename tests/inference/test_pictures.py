@@ -102,13 +102,13 @@ class Knows:
 )
 def test_the_range_is_that_of_the_training_or_measured_with_the_black_level(model, known, expected):
     planes = [np.tile(np.uint16([[[0]], [[1000]]]), (8, 8, 1))] * 2
-    limits, origin = ranges.find(lambda: iter(planes), {1: model}.get, known)
+    limits, origin = ranges.find(planes, {1: model}.get, known)
     assert limits == pytest.approx(expected)
     assert ("training" in origin) == (expected[0] == 5) and ("noise" in origin) == (expected[0] == 20)
 
 
 def test_without_a_picture_that_can_be_read_there_is_a_range():
-    assert ranges.find(lambda: iter([]), {}.get) == ((0.0, 1.0), "measured")
+    assert ranges.find([], {}.get) == ((0.0, 1.0), "measured")
 
 
 def test_the_noise_that_is_found_is_named_without_what_is_not_there():
