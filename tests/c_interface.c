@@ -1,6 +1,7 @@
 /* Runs one picture through a SavedModel by TensorFlow's C interface, as a program without Python would:
-   c_interface MODEL NOISY_TENSOR LEVEL_TENSOR OUTPUT_TENSOR HEIGHT WIDTH LEVEL NOISY_FILE ANSWER_FILE OTHER_LEVEL
-   Files hold float32 [1, HEIGHT, WIDTH, 3]. When the answer is written, asks once more with the other level. */
+   c_interface MODEL NOISY_TENSOR OUTPUT_TENSOR HEIGHT WIDTH NOISY_FILE ANSWER_FILE [LEVEL_TENSOR LEVEL OTHER_LEVEL]
+   Files hold float32, the noisy one [1, HEIGHT, WIDTH, 3]. With a level, when the answer is written, asks once more
+   with the other level. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +29,8 @@ static TF_Output find(TF_Graph *graph, char *name) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 11) return 2;
+  if (argc != 8 && argc != 11) return 2;
+  int inputs_given = argc == 11 ? 2 : 1;
   const char *tags[] = {"serve"};
   TF_Status *status = TF_NewStatus();
   TF_Graph *graph = TF_NewGraph();
@@ -36,24 +38,30 @@ int main(int argc, char **argv) {
   TF_Session *session = TF_LoadSessionFromSavedModel(options, NULL, argv[1], tags, 1, graph, NULL, status);
   stop_if_not_ok(status);
 
-  int64_t shape[] = {1, atoi(argv[5]), atoi(argv[6]), 3}, one[] = {1};
+  int64_t shape[] = {1, atoi(argv[4]), atoi(argv[5]), 3}, one[] = {1};
   size_t bytes = sizeof(float) * shape[1] * shape[2] * 3;
   TF_Tensor *values[] = {TF_AllocateTensor(TF_FLOAT, shape, 4, bytes), TF_AllocateTensor(TF_FLOAT, one, 1, sizeof(float))};
-  FILE *file = fopen(argv[8], "rb");
+  float *level = TF_TensorData(values[1]);
+  FILE *file = fopen(argv[6], "rb");
   if (!file || fread(TF_TensorData(values[0]), 1, bytes, file) != bytes) return 2;
   fclose(file);
-  *(float *)TF_TensorData(values[1]) = (float)atof(argv[7]);
 
-  TF_Output inputs[] = {find(graph, argv[2]), find(graph, argv[3])}, output = find(graph, argv[4]);
+  TF_Output inputs[2] = {find(graph, argv[2])}, output = find(graph, argv[3]);
+  if (inputs_given == 2) {
+    inputs[1] = find(graph, argv[8]);
+    *level = (float)atof(argv[9]);
+  }
   TF_Tensor *answer = NULL;
-  TF_SessionRun(session, NULL, inputs, values, 2, &output, &answer, 1, NULL, 0, NULL, status);
+  TF_SessionRun(session, NULL, inputs, values, inputs_given, &output, &answer, 1, NULL, 0, NULL, status);
   stop_if_not_ok(status);
-  file = fopen(argv[9], "wb");
-  if (!file || fwrite(TF_TensorData(answer), 1, TF_TensorByteSize(answer), file) != bytes) return 2;
+  file = fopen(argv[7], "wb");
+  if (!file || fwrite(TF_TensorData(answer), TF_TensorByteSize(answer), 1, file) != 1) return 2;
   fclose(file);
 
-  *(float *)TF_TensorData(values[1]) = (float)atof(argv[10]);
-  TF_SessionRun(session, NULL, inputs, values, 2, &output, &answer, 1, NULL, 0, NULL, status);
-  stop_if_not_ok(status);
+  if (inputs_given == 2) {
+    *level = (float)atof(argv[10]);
+    TF_SessionRun(session, NULL, inputs, values, inputs_given, &output, &answer, 1, NULL, 0, NULL, status);
+    stop_if_not_ok(status);
+  }
   return 0;
 }

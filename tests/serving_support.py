@@ -1,5 +1,10 @@
 """What the tests of serving share: small models, pictures, and the answers that they must give."""
 
+import os
+import pathlib
+import subprocess
+import sysconfig
+
 import keras
 import numpy as np
 import support
@@ -50,3 +55,40 @@ def direct(servables, pixels, model="ssdn"):
 
 def to_16_bits(pixels):
     return pixels.astype(np.uint16) * 257
+
+
+def saved_proto(path):
+    """The message in a SavedModel."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    return saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
+
+
+def run_in_c(folder, path, noisy, output, levels=None):
+    """What a C program gets from the signature "posterior" of a SavedModel: (finished process, float32 numbers).
+
+    levels: for a model that is told the level, the one for the answer and another one, with which it asks once more.
+    """
+    signature = saved_proto(path).meta_graphs[0].signature_def["posterior"]
+    files = [folder / "noisy", folder / "answer"]
+    files[0].write_bytes(noisy.tobytes())
+    command = [_compile_c(folder), path, signature.inputs["noisy"].name, signature.outputs[output].name]
+    command += [*noisy.shape[1:3], *files]
+    if levels is not None:
+        command += [signature.inputs["noise_parameter"].name, *(repr(float(level)) for level in levels)]
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=300)
+    return done, np.frombuffer(files[1].read_bytes(), np.float32)
+
+
+def _compile_c(folder):
+    import tensorflow as tf
+
+    library = pathlib.Path(tf.sysconfig.get_lib())
+    for name in ("libtensorflow_cc.so", "libtensorflow_framework.so"):
+        os.symlink(library / f"{name}.2", folder / name)
+    source = pathlib.Path(__file__).parent / "c_interface.c"
+    program = folder / f"c_interface{sysconfig.get_config_var('EXE') or ''}"
+    flags = [f"-I{tf.sysconfig.get_include()}", f"-L{folder}", f"-Wl,-rpath,{library}"]
+    command = ["gcc", str(source), "-o", str(program), *flags, "-ltensorflow_cc", "-ltensorflow_framework"]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    return program

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import serving_support
 import support
 import test_published
 
@@ -175,6 +176,9 @@ def test_the_network_of_the_package_needs_the_picture_alone(tmp_path):
         assert found.noise_parameter == pytest.approx(expected.noise_parameter, rel=0.01)
         assert found.noise_parameter[1] == pytest.approx(sigma / 255, rel=0.06)
         np.testing.assert_allclose(found.denoised, expected.denoised, atol=1e-4)
+    done, in_c = serving_support.run_in_c(tmp_path, tmp_path / "models" / "1", noisy[None], "noise_parameter")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert in_c == pytest.approx(found.noise_parameter, rel=1e-5)
 
 
 def test_a_level_of_two_numbers_is_told_to_a_saved_model(tmp_path, capsys):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import support
 
@@ -75,3 +76,40 @@ def test_a_short_training_under_jax_without_tensorflow_equals_the_one_under_tens
     assert loaded.source.details["position"]["step"] == 6 and len(loaded.model.variables) == 31
     again = train(tmp_path / "jax", "tensorflow", pictures)
     assert again == other
+
+
+FIT = """
+import json, sys
+import numpy as np
+from keras import ops
+from ssdn_tf.noise.prior import Prior
+from ssdn_tf.noise.registry import MODELS
+
+with np.load(sys.argv[1]) as file:
+    noisy, mu_x, sigma_x = (file[name] for name in ("noisy", "mu_x", "sigma_x"))
+found = {name: model().fit(noisy, Prior(mu_x, sigma_x)) for name, model in MODELS.items()}
+print(json.dumps({name: ops.convert_to_numpy(parameter).tolist() for name, parameter in found.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_the_fit_finds_the_same_parameters_under_jax(tmp_path):
+    rng = np.random.default_rng(0)
+    mu_x = rng.uniform(0.2, 0.8, (1, 64, 64, 3)).astype(np.float32)
+    std = (mu_x / 40 + 0.05**2 + 0.03**2) ** 0.5  # photon noise, readout noise, and what the prior does not know
+    noisy = (mu_x + std * rng.standard_normal(mu_x.shape)).astype(np.float32)
+    sigma_x = np.broadcast_to(0.03**2 * np.eye(3, dtype=np.float32), (*mu_x.shape, 3))
+    np.savez(tmp_path / "pixels.npz", noisy=noisy, mu_x=mu_x, sigma_x=sigma_x)
+    command = [sys.executable, "-c", FIT, str(tmp_path / "pixels.npz")]
+    found = {}
+    for backend in ("jax", "tensorflow"):
+        environment = os.environ | {"KERAS_BACKEND": backend, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stderr
+        found[backend] = json.loads(done.stdout)
+    assert found["jax"].keys() == found["tensorflow"].keys() and len(found["jax"]) >= 4
+    # Near its maximum the likelihood of two numbers is flat: float32 leaves them open to 0.4 %.
+    for name, parameter in found["tensorflow"].items():
+        np.testing.assert_allclose(found["jax"][name], parameter, rtol=1e-2, err_msg=name)
+    gain, readout = np.ravel(found["jax"]["poisson_gaussian"])
+    assert gain == pytest.approx(1 / 40, rel=0.1) and readout == pytest.approx(0.05, rel=0.1)

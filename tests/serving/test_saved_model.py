@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from serving_support import MODELS, build
+from serving_support import MODELS, build, run_in_c, saved_proto
 
 from ssdn_tf.data import images
 from ssdn_tf.denoisers.experiments import Experiment
@@ -195,12 +195,6 @@ def test_a_reflection_would_show_a_pixel_itself():
 
 
 # ---------------------------------------------------------------- what is in the file
-
-
-def saved_proto(path):
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    return saved_model_pb2.SavedModel.FromString((path / "saved_model.pb").read_bytes())
 
 
 @pytest.mark.parametrize("experiment", [e for e in SOME], ids=lambda e: e.name)
@@ -419,6 +413,7 @@ def test_bytes_that_are_no_picture_are_refused(exported):
 
 RUN_ALONE = """
 import sys
+import sysconfig
 import numpy as np, tensorflow as tf
 for name in ("keras", "ssdn_tf"):
     try:
@@ -459,32 +454,11 @@ def test_the_saved_model_runs_through_the_c_interface(exported, tmp_path):
     _, path, loaded = exported(experiment)
     noisy = pictures(1, 33, 47)
     expected = loaded.signatures["posterior"](**request(experiment, noisy))["posterior_std"].numpy()
-    signature = saved_proto(path).meta_graphs[0].signature_def["posterior"]
-    names = [signature.inputs["noisy"].name, signature.inputs["noise_parameter"].name]
-    names.append(signature.outputs["posterior_std"].name)
-    program = compile_c(tmp_path)
-    (tmp_path / "noisy").write_bytes(noisy.tobytes())
-    sizes = [str(side) for side in noisy.shape[1:3]]
-    files = [str(tmp_path / "noisy"), str(tmp_path / "answer")]
-    level = repr(float(np.float32(experiment.parameter(experiment.low))))
     # And an error comes back as one: 25 is no level.
-    command = [str(program), str(path), *names, *sizes, level, *files, "25"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    levels = np.float32(experiment.parameter(experiment.low)), 25
+    done, found = run_in_c(tmp_path, path, noisy, "posterior_std", levels)
     assert done.returncode == 1 and "sigma in [0, 1]" in done.stderr, done.stderr[-2000:]
-    found = np.frombuffer((tmp_path / "answer").read_bytes(), np.float32).reshape(expected.shape)
-    np.testing.assert_array_equal(found, expected)
-
-
-def compile_c(folder):
-    library = pathlib.Path(tf.sysconfig.get_lib())
-    for name in ("libtensorflow_cc.so", "libtensorflow_framework.so"):
-        os.symlink(library / f"{name}.2", folder / name)
-    source = pathlib.Path(__file__).parents[1] / "c_interface.c"
-    program = folder / f"c_interface{sysconfig.get_config_var('EXE') or ''}"
-    flags = [f"-I{tf.sysconfig.get_include()}", f"-L{folder}", f"-Wl,-rpath,{library}"]
-    command = ["gcc", str(source), "-o", str(program), *flags, "-ltensorflow_cc", "-ltensorflow_framework"]
-    subprocess.run(command, check=True, capture_output=True, text=True)
-    return program
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
 
 
 # ---------------------------------------------------------------- places
