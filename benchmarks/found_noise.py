@@ -42,7 +42,7 @@ def measure(model, clean, kind, level, rng):
     noisy = noise.corrupt(clean, levels.to_parameter(level), rng)
     true = dict(zip((number.name for number in levels.numbers), levels.split(level)))
     known = own.to_parameter(tuple(true.get(number.name, number.absent) for number in own.numbers))
-    found = diagnosis.diagnose(model, [noisy], None)
+    found = diagnosis.diagnose(model, [noisy])
     results = [model.denoise(noisy, parameter, tile=None) for parameter in (known, "fitted")]
     best = next(fit for fit in found.fits if fit.kind == kind)
     scores = [psnr(result.denoised, clean) for result in results]

@@ -14,17 +14,17 @@ from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 
 MODELS = {
-    "ssdn": Experiment(low=5.0, high=50.0),  # Gaussian, sigma known, colour
-    "gray": Experiment(pipeline="n2c", parameter_source=None, channels=1),
+    "ssdn": support.tiny(Experiment(low=5.0, high=50.0)),  # Gaussian, sigma known, colour
+    "gray": support.tiny(Experiment(pipeline="n2c", parameter_source=None, channels=1)),
 }
 SIGMA = np.float32([25 / 255])
 BOTH = ("rest", "grpc")
 
 
 def build(experiment):
-    """An inference model of width 4 with biases other than zero."""
+    """A small inference model with biases other than zero."""
     keras.utils.set_random_seed(0)
-    model = models.build(support.narrow(experiment, 4)).inference
+    model = models.build(experiment).inference
     rng = np.random.default_rng(0)
     for variable in model.variables:
         if variable.path.endswith("bias"):

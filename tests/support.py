@@ -12,6 +12,8 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
+from ssdn_tf.networks.designs import DESIGNS, Design
+
 # Relative accuracy of the package's float64 algebra: under JAX, Keras 3 takes means and
 # logaddexp of float64 in float32.
 ACCURACY = 1e-9 if keras.backend.backend() == "tensorflow" else 1e-6
@@ -34,6 +36,19 @@ def write_pictures(folder, count, rows, columns):
         blocks = np.kron(rng.integers(0, 256, (rows, columns, 3)), np.ones((8, 8, 1)))
         Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{i}.png")
     return folder
+
+
+# The smallest U-Net that has every kind of layer: what most tests wait for is the number of layers, not their size.
+TINY = Design(
+    width=2, first=1, encoder=(1,), bottom=1, decoder=(1,), head=(1,), plain_head=(1,), reach=15, plain_reach=7,
+    tile=1024, residual=True,
+)  # fmt: skip
+DESIGNS["tiny"] = TINY
+
+
+def tiny(experiment):
+    """The experiment with the smallest network."""
+    return dataclasses.replace(experiment, network="tiny", width=None)
 
 
 def narrow(experiment, width):

@@ -12,6 +12,7 @@ from absl import flags
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
 from ssdn_tf.errors import UserError
+from ssdn_tf.networks.designs import DESIGNS
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
 
@@ -61,8 +62,9 @@ def define(values):
             "this package, and the model if it is not one of the package", flag_values=values,
         )  # fmt: skip
         flags.DEFINE_integer(
-            "tile", 1536, "side in pixels of the tiles in which pictures of more than tile^2 pixels are denoised; the "
-            "paper's network takes 7 KB of memory a pixel", lower_bound=1, flag_values=values,
+            "tile", None, "side in pixels of the tiles in which pictures of more than tile^2 pixels are denoised "
+            f"(default: {DESIGNS['compact'].tile}, about 2 GB of memory; {DESIGNS['paper'].tile} for the paper's "
+            "network)", lower_bound=1, flag_values=values,
         )  # fmt: skip
     with cli.group(values, "Noise"):
         level_flags.define(values, " (default: found by maximum likelihood, or what the model learned)", ranges=False)
@@ -143,14 +145,15 @@ def _model(values):
 def _worker(values):
     """The PictureDenoiser that the flags ask for."""
     model = files.beside(values.output, "network") if values.adapt else _model(values)
+    settings = model, values.tile or "auto", values.ensemble
     if values.cluster:
         from ssdn_tf.inference.cluster import ClusterDenoiser
 
         with cli.errors_about("cluster"):
-            return ClusterDenoiser(values.cluster, model, values.tile, values.ensemble)
+            return ClusterDenoiser(values.cluster, *settings)
     from ssdn_tf.inference.pictures import PictureDenoiser
 
-    return PictureDenoiser(model, values.tile, values.ensemble, load=model_flag.load_path)
+    return PictureDenoiser(*settings, load=model_flag.load_path)
 
 
 def _page(values, done, limits):
@@ -338,7 +341,8 @@ def _check_model(values, worker, channels):
     for number in channels:
         model = worker.predictor(number)
         try:
-            tiling.check_side(values.tile, model.halo, model.grid)
+            if values.tile:
+                tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
         parameter = _level(values, model)

@@ -32,7 +32,6 @@ def define(values):
         "range", None, "intensities of black and white, such as 100,4095 (default: measured)", flag_values=values
     )
     model_flag.define(values)
-    flags.DEFINE_integer("tile", 1536, "side of the tiles of large pictures", lower_bound=1, flag_values=values)
 
 
 def main(values):
@@ -50,7 +49,7 @@ def main(values):
     limits, origin = cli.parse_range(values.range), "given"
     if not limits:
         limits, origin = ranges.find(planes, lambda channels: model)
-    found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes], values.tile)
+    found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes])
     print(f"Black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}); sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:

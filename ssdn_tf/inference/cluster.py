@@ -28,7 +28,7 @@ class ClusterDenoiser(pictures.PictureDenoiser):
         UserError: distributed is not installed, no scheduler answers, or it has no workers.
     """
 
-    def __init__(self, address, model=None, tile=pictures.predictor.TILE, ensemble=1):
+    def __init__(self, address, model=None, tile=pictures.predictor.AUTO, ensemble=1):
         super().__init__(model, tile, ensemble)
         self._client = _connect(address)
         self.workers = len(self._client.scheduler_info(n_workers=-1)["workers"])

@@ -91,15 +91,14 @@ class Diagnosis:
             yield f"the noise of the colours differs by a factor of {self.channels:.1f}; one level is found for all."
 
 
-def diagnose(predictor, pictures, tile):
+def diagnose(predictor, pictures):
     """Diagnosis of pictures that were taken alike.
 
     Args:
         predictor: a Predictor for additive noise.
         pictures: list of float32 [H,W,C] in the unit of the network.
-        tile: see `Predictor.denoise`.
     """
-    pixels = [predictor.pixels(picture, tile) for picture in pictures]
+    pixels = [predictor.pixels(picture) for picture in pictures]
     everything = together(pixels)
     fits = [_fit(predictor, kind, pixels, everything) for kind in FAMILIES]
     fits.sort(key=lambda fit: fit.log_likelihood - fitting.LEAST_GAIN * np.size(fit.parameter), reverse=True)

@@ -43,7 +43,7 @@ class PictureDenoiser:
 
     workers = 1
 
-    def __init__(self, model=None, tile=predictor.TILE, ensemble=1, load=None):
+    def __init__(self, model=None, tile=predictor.AUTO, ensemble=1, load=None):
         self._model, self._load = model, load or predictor.load
         self.tile, self.ensemble = tile, ensemble
         self.parameters = {}
@@ -127,7 +127,7 @@ def describe(*noises):
     return ", ".join(parts) or "noise level unknown"
 
 
-def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.TILE, ensemble=1):
+def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.AUTO, ensemble=1):
     """Denoises an array.
 
     Args:
@@ -138,7 +138,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.T
         noise: what is known of the noise, such as {"sigma": 25} (std, in 255ths of the range), {"lam": 30} (photons at
             white), both, or {"alpha": 0.5}. Default: found by maximum likelihood, for each picture.
         value_range: (black, white); default: see `ranges.find`.
-        tile: pictures of more than tile^2 pixels are denoised in tiles, which bounds the memory.
+        tile: pictures of more than tile^2 pixels are denoised in tiles; see `Predictor.denoise`.
         ensemble: orientations of the picture, 1 to 8, whose priors are averaged: better, and as many times as slow.
 
     Returns:

@@ -23,7 +23,7 @@ from ssdn_tf.noise.prior import Prior
 _FITTED = object()
 _FITTED_TILES = 4  # tiles of a large picture that a fit reads
 MIDDLE = 256  # side of what a fit to many pictures reads of each
-TILE = 1536  # about 16 GB for the published network: 7 KB a pixel
+AUTO = "auto"  # tiles of the network's own side
 
 
 class Prediction(NamedTuple):
@@ -112,7 +112,7 @@ class Predictor:
         """Pixels at the inner borders of a tile that are computed and not kept."""
         return DESIGNS[self.experiment.network].halo(self.experiment.blindspot)
 
-    def denoise(self, noisy, noise_parameter=None, tile=TILE, ensemble=1):
+    def denoise(self, noisy, noise_parameter=None, tile=AUTO, ensemble=1):
         """Denoises one picture.
 
         Args:
@@ -121,9 +121,9 @@ class Predictor:
                 the one at which this picture is most likely. Default: the level that the model was trained for, if
                 it is one level, else fitted. Models with a parameter of their own ignore a given one.
             tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
-                `grid`, which bounds the memory. None: never. The result is that of the whole picture up to rounding,
-                with two exceptions: a SavedModel that finds the level of each picture finds it for each tile; and a
-                level is fitted to some of the tiles.
+                `grid`, which bounds the memory. "auto": that of `networks.designs`. None: never. The result is that of
+                the whole picture up to rounding, with two exceptions: a SavedModel that finds the level of each
+                picture finds it for each tile; and a level is fitted to some of the tiles.
             ensemble: how many orientations of the picture the network sees, 1 to 8 (flips, then transposes); mu_x and
                 sigma_x are averaged over them before the noisy pixel is brought in. It takes that many times as long.
 
@@ -139,7 +139,7 @@ class Predictor:
         parts = self.denoise_tiles(noisy, noise_parameter, tile, ensemble)
         return _joined(noisy.shape[:2], (part for _, *part in parts))
 
-    def denoise_tiles(self, noisy, noise_parameter=None, tile=TILE, ensemble=1, done=()):
+    def denoise_tiles(self, noisy, noise_parameter=None, tile=AUTO, ensemble=1, done=()):
         """Denoises one picture tile by tile, so that it need not fit into memory.
 
         Args:
@@ -183,7 +183,7 @@ class Predictor:
             return self._estimate(noisy, self.tiles_of(noisy, tile))
         return noise_parameter
 
-    def pixels(self, noisy, tile=TILE):
+    def pixels(self, noisy, tile=AUTO):
         """Some thousand pixels of a picture, with what the network says of them: what a fit reads.
 
         Args:
@@ -209,6 +209,8 @@ class Predictor:
 
     def tiles_of(self, noisy, tile):
         """The tiles of a picture that is too large for one piece, else None."""
+        if tile == AUTO:
+            tile = DESIGNS[self.experiment.network].tile
         if tile is None or noisy.shape[0] * noisy.shape[1] <= tile**2:
             return None
         return tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)

@@ -18,6 +18,7 @@ class Design(NamedTuple):
     plain_head: the same in a network without a blind spot, which sees all directions at once.
     reach: an output depends on inputs at most this many rows or columns away.
     plain_reach: the same without a blind spot.
+    tile: side of the tiles in which large pictures are denoised, as large as the memory of most machines allows.
     residual: the network sees the image minus 0.5 and predicts the difference of the mean from the average of
         the eight neighbours. Its last layer starts a tenth as large.
     """
@@ -31,6 +32,7 @@ class Design(NamedTuple):
     plain_head: tuple
     reach: int
     plain_reach: int
+    tile: int
     residual: bool = False
 
     @property
@@ -56,6 +58,7 @@ DESIGNS = {
         plain_head=(2, 2),
         reach=315,
         plain_reach=157,
+        tile=1536,
     ),
     # Few features at full resolution, where they are expensive: a sixth of the paper's work, a quarter of its weights.
     "compact": Design(
@@ -68,6 +71,7 @@ DESIGNS = {
         plain_head=(4, 4),
         reach=75,
         plain_reach=37,
+        tile=1024,
         residual=True,
     ),
 }

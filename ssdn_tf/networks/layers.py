@@ -17,6 +17,7 @@ would know row 2i+1, which lies below it. Shifted down by one row first:
 Reference: Laine et al. 2019, section 2 and figure 2.
 """
 
+import contextlib
 import math
 import random
 
@@ -44,26 +45,62 @@ def rot90(x, k):
 def all_rotations(x, trunk):
     """Applies `trunk` to the image rotated by 0, 90, 180 and 270 degrees, and rotates back.
 
-    Square images (known when the graph is made) go through in one call, others in two,
-    because rotations by 90 degrees have another shape; the results are the same.
+    Crops for training go through in one call (see `is_crop`), others in four, one after the other, so that the memory
+    of one serves the next; the results are the same.
 
     Args:
         x: [N, H, W, C].
         trunk: function [M, H, W, C] -> [M, H, W, F], for both orientations.
 
     Returns:
-        [N, H, W, 4 F]: the groups in the order 0, 90, 180, 270.
+        Four [N, H, W, F], in the order 0, 90, 180, 270.
     """
+    if is_crop(x):
+        parts = ops.split(trunk(ops.concatenate([rot90(x, k) for k in range(4)], axis=0)), 4, axis=0)
+        return [rot90(part, -k) for k, part in enumerate(parts)]
+    branches = []
+    for k in range(4):
+        with _after(branches[-1:]):
+            branches.append(rot90(trunk(rot90(x, k)), -k))
+    return branches
+
+
+def is_crop(x):
+    """Whether images are small squares, whose size is known when the graph is made: crops for training."""
     height, width = ops.shape(x)[1:3]
-    # A symbolic or unknown size compares unequal, which is the general case.
-    square = isinstance(height, int) and isinstance(width, int) and height == width
-    batches = [(0, 1, 2, 3)] if square else [(0, 2), (1, 3)]
-    branches = {}
-    for ks in batches:
-        features = trunk(ops.concatenate([rot90(x, k) for k in ks], axis=0))
-        parts = ops.split(features, len(ks), axis=0)
-        branches.update({k: rot90(part, -k) for k, part in zip(ks, parts)})
-    return ops.concatenate([branches[k] for k in range(4)], axis=-1)
+    return isinstance(height, int) and isinstance(width, int) and height == width <= _LARGEST_CROP
+
+
+_LARGEST_CROP = 256
+
+
+def in_bands(function, branches, count):
+    """A function of single pixels on the branches side by side, which takes less memory by bands of rows in turn.
+
+    Args:
+        function: [N, h, W, 4 F] -> [N, h, W, G], for any h.
+        branches: list of [N, H, W, F].
+        count: of bands; H is a multiple of it.
+
+    Returns:
+        [N, H, W, G].
+    """
+    if is_crop(branches[0]):
+        return function(ops.concatenate(branches, axis=-1))
+    results = []
+    for band in zip(*(ops.split(branch, count, axis=1) for branch in branches)):
+        with _after(results[-1:]):
+            results.append(function(ops.concatenate(band, axis=-1)))
+    return ops.concatenate(results, axis=1)
+
+
+def _after(tensors):
+    """What is made within starts when the tensors are there. XLA, and so JAX, finds an order by itself."""
+    if keras.backend.backend() != "tensorflow":
+        return contextlib.nullcontext()
+    import tensorflow as tf
+
+    return tf.control_dependencies(tensors)
 
 
 def on_grid(function, x, grid):

@@ -8,6 +8,8 @@ from keras import ops
 from ssdn_tf.networks import layers
 from ssdn_tf.networks.designs import DESIGNS
 
+_BANDS = 4  # of rows, in which the 1x1 convolutions take turns: their many features need the most memory
+
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class UNet(keras.layers.Layer):
@@ -96,7 +98,10 @@ class UNet(keras.layers.Layer):
         return ops.concatenate([outputs[..., :channels] + average, outputs[..., channels:]], axis=-1)
 
     def _forward(self, x):
-        x = layers.all_rotations(x, self.trunk) if self.blindspot else self.trunk(x)
+        branches = layers.all_rotations(x, self.trunk) if self.blindspot else [self.trunk(x)]
+        return layers.in_bands(self._join, branches, min(self.design.grid, _BANDS))
+
+    def _join(self, x):
         for layer in self.head:
             x = layer(x)
         return self.last(x)

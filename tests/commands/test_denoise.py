@@ -15,7 +15,7 @@ from ssdn_tf.data import files, images
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.inference import pictures, predictor
 
-TRAINED = Experiment(low=5.0, high=50.0, width=2)
+TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
 
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -340,7 +340,7 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
             output,
             "--sigma=5,9",
         ): "--sigma: expected a number between 0 and 255 (std, of 255), received '5,9'",
-        (f"--input={source}", output, "--tile=640"): "--tile: expected a tile side that is a multiple of 32 from 672",
+        (f"--input={source}", output, "--tile=32"): "--tile: expected a tile side that is a multiple of 2 from 34",
         (f"--input={source}", output, "--lam=3"): "--lam: expected --sigma",
     }.items():
         assert call(f"--model={run_dir}", *flags) == 1

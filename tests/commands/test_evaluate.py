@@ -16,7 +16,7 @@ from ssdn_tf.commands import cli, evaluate
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.evaluation import protocol
 
-TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
+TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
 
 
 pytestmark = pytest.mark.usefixtures("eager")

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory):
 
 
 def train_run(folder, pictures, *flags):
-    size = ["--train_images=4", "--stages=32x2", "--width=2", "--learning_rate=0.01", "--jit=off"]
+    size = ["--train_images=4", "--stages=32x2", "--network=tiny", "--learning_rate=0.01", "--jit=off"]
     assert call(train.main, f"--train_data={pictures}", f"--run_dir={folder}", *size, *flags) == 0
     return folder
 
@@ -62,7 +62,7 @@ def test_the_model_card_says_where_the_model_comes_from(saved_model):
     assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
     assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
     assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
-    assert card["network"] == {"design": "compact", "grid": 8, "reach": 75}
+    assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15}
 
 
 @pytest.mark.parametrize("versions", [True, False])

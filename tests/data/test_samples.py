@@ -121,7 +121,7 @@ def test_samples_are_what_the_training_model_takes(name):
     experiment = PUBLISHED[name]
     exponent = (lambda index: 1.5) if models.anneals(experiment) else None
     batch = samples(experiment, exponent=exponent).batch(0, 2)
-    inputs = models.build(support.narrow(experiment, 2)).training.input
+    inputs = models.build(support.tiny(experiment)).training.input
     assert set(batch) == set(inputs)
     for key, symbol in inputs.items():
         assert batch[key].dtype == symbol.dtype

@@ -14,7 +14,6 @@ from ssdn_tf.denoisers import losses, models
 from ssdn_tf.denoisers.experiments import PUBLISHED, Experiment
 from ssdn_tf.noise.impulse import ImpulseNoise
 
-WIDTH = 4
 # Not published, but ours can: impulse noise in mono, and its exact likelihood.
 MORE = [
     Experiment("impulse", 0.5, 0.5, channels=1),
@@ -37,7 +36,7 @@ ONE_OF_EACH = [
 @functools.cache
 def built(name):
     """The denoiser of an experiment, for tests that leave its weights alone."""
-    return models.build(support.narrow(EXPERIMENTS[name], WIDTH))
+    return models.build(support.tiny(EXPERIMENTS[name]))
 
 
 def samples(experiment, images=2, height=32, width=32):
@@ -138,7 +137,7 @@ def test_both_models_have_the_same_weights(name):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_every_weight_has_a_finite_gradient_that_is_not_zero(name):
     experiment = EXPERIMENTS[name]
-    denoiser = models.build(support.narrow(experiment, WIDTH))
+    denoiser = models.build(support.tiny(experiment))
     scatter(denoiser)
     weights = denoiser.training.trainable_variables
     with tf.GradientTape() as tape:
@@ -170,9 +169,9 @@ def test_the_network_is_blind_except_in_n2c_and_n2n():
 @pytest.mark.parametrize("name", [name for name in ONE_OF_EACH if name in BAYESIAN])
 def test_only_the_posterior_mean_sees_its_own_pixel(name):
     experiment = EXPERIMENTS[name]
-    # Some seeds give a network that is sure that the pixel was replaced by an impulse, and answers mu_x.
-    keras.utils.set_random_seed(1)
-    denoiser = models.build(support.narrow(experiment, WIDTH))
+    # Most seeds give a network that is sure that the pixel was replaced by an impulse, and answers mu_x.
+    keras.utils.set_random_seed(0)
+    denoiser = models.build(support.tiny(experiment))
     scatter(denoiser)
     inputs = samples(experiment, images=1)
     parameter = denoiser.training.get_layer("parameter")
@@ -192,7 +191,7 @@ def test_only_the_posterior_mean_sees_its_own_pixel(name):
 def test_the_given_parameter_matters_only_where_it_is_known():
     for source in ("known", "global", "per_image"):
         experiment = Experiment(parameter_source=source)
-        denoiser = models.build(support.narrow(experiment, WIDTH))
+        denoiser = models.build(support.tiny(experiment))
         inputs = samples(experiment)
         before, loss = infer(denoiser, inputs), np.asarray(denoiser.training(inputs))
         inputs["noise_parameter"] *= 2
@@ -206,7 +205,7 @@ def test_a_learned_parameter_starts_where_it_is_told_to(noise, source):
     experiment = Experiment(noise, parameter_source=source)
     published = np.log1p(np.exp(-4.0)) + 1e-3  # 4.88/255
     for start, expected in ((0.0, published), (3.0, np.log1p(np.exp(-1.0)) + 1e-3)):
-        denoiser = models.build(support.narrow(experiment, WIDTH), start=start, rate=10.0)
+        denoiser = models.build(support.tiny(experiment), start=start, rate=10.0)
         expected = 1.0 / expected if noise == "poisson" else expected
         reported = infer(denoiser, samples(experiment))["noise_parameter"]
         np.testing.assert_allclose(reported, expected, rtol=1e-5)
@@ -214,7 +213,7 @@ def test_a_learned_parameter_starts_where_it_is_told_to(noise, source):
 
 def test_the_prior_std_is_the_root_of_the_diagonal():
     experiment = Experiment()
-    denoiser = models.build(support.narrow(experiment, WIDTH))
+    denoiser = models.build(support.tiny(experiment))
     inputs = samples(experiment)
     components = keras.Model(denoiser.inference.input, denoiser.inference.get_layer("unet").output)(inputs)
     a = np.asarray(components, np.float64)[..., 3:]
@@ -229,7 +228,7 @@ def test_the_prior_std_is_the_root_of_the_diagonal():
 @pytest.mark.parametrize("noise, std", [("gaussian", 0.0), ("poisson", 0.0), ("impulse", 1e-3)])
 def test_the_prior_std_of_a_certain_network_is_the_noise_models(noise, std):
     """Impulse noise adds 1e-6 to the variances throughout, the reported std included."""
-    denoiser = models.build(support.narrow(Experiment(noise), WIDTH))
+    denoiser = models.build(support.tiny(Experiment(noise)))
     last = denoiser.inference.get_layer("unet").last
     last.kernel.assign(np.zeros(last.kernel.shape))
     result = infer(denoiser, samples(Experiment(noise)))
@@ -249,7 +248,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
     results = []
     for seed in (1, 1, 2):
         keras.utils.set_random_seed(seed)
-        denoiser = models.build(support.narrow(Experiment(parameter_source="per_image"), WIDTH))
+        denoiser = models.build(support.tiny(Experiment(parameter_source="per_image")))
         results.append(np.concatenate([w.ravel() for w in denoiser.training.get_weights()]))
     np.testing.assert_array_equal(results[0], results[1])
     assert np.abs(results[0] - results[2]).max() > 0.1
@@ -262,7 +261,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 def test_models_survive_serialization(name):
     experiment = EXPERIMENTS[name]
     inputs = samples(experiment)
-    denoiser = models.build(support.narrow(experiment, WIDTH), start=0.5, rate=10.0)
+    denoiser = models.build(support.tiny(experiment), start=0.5, rate=10.0)
     scatter(denoiser, 0.1)
     for model in denoiser:
         copy = keras.models.model_from_json(model.to_json())
@@ -288,7 +287,7 @@ def test_the_small_layers_keep_the_boring_truths():
 
 
 def test_the_algebra_is_float64():
-    denoiser = models.build(support.narrow(Experiment(), WIDTH))
+    denoiser = models.build(support.tiny(Experiment()))
     assert losses.algebra_dtype() == "float64"
     assert {tensor.dtype for tensor in denoiser.training.get_layer("prior").output} == {"float64"}
     assert denoiser.training.get_layer("unet").output.dtype == "float32"

@@ -68,7 +68,7 @@ def test_a_model_and_its_optimizer_come_back_to_the_bit(tmp_path):
     owners = []
     for seed in (1, 2):
         keras.utils.set_random_seed(seed)
-        denoiser = models.build(support.narrow(Experiment(parameter_source="per_image"), 2))
+        denoiser = models.build(support.tiny(Experiment(parameter_source="per_image")))
         optimizer = SkippingAdam(1e-3, name="adam")
         weights = denoiser.training.trainable_variables
         optimizer.build(weights)

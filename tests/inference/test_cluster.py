@@ -16,7 +16,7 @@ from ssdn_tf.errors import UserError
 from ssdn_tf.inference.cluster import ClusterDenoiser
 
 distributed = pytest.importorskip("distributed")
-TRAINED = Experiment(low=5.0, high=50.0, width=2, network="compact")
+TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ NOISES = {
 def test_the_noise_model_is_recognized(coffee, kind, parameter):
     model = predictor.load("additive-rgb")
     noisy = MODELS[kind]().corrupt(coffee, parameter, np.random.default_rng(1))
-    found = diagnosis.diagnose(model, [noisy], 1536)
+    found = diagnosis.diagnose(model, [noisy])
     assert found.best.kind == kind and not found.is_correlated, found
     # Three of the stated standard errors, and 7 % for what the network does not know.
     values, truth, error = map(np.atleast_1d, (found.best.parameter, parameter, found.best.error))
@@ -99,10 +99,10 @@ def test_correlated_and_clipped_noise_get_a_warning(coffee):
     rng = np.random.default_rng(2)
     noise = rng.standard_normal((coffee.shape[0] + 1, coffee.shape[1] + 1, 3))
     smooth = (noise[1:, 1:] + noise[:-1, 1:] + noise[1:, :-1] + noise[:-1, :-1]) / 4
-    found = diagnosis.diagnose(model, [(coffee + 0.1 * smooth).astype(np.float32)], 1536)
+    found = diagnosis.diagnose(model, [(coffee + 0.1 * smooth).astype(np.float32)])
     assert found.is_correlated and "correlated" in next(found.warnings())
     clipped = np.clip(coffee + 0.1 * noise[1:, 1:], 0, 1).astype(np.float32)
-    assert any("cut off" in sentence for sentence in diagnosis.diagnose(model, [clipped], 1536).warnings())
+    assert any("cut off" in sentence for sentence in diagnosis.diagnose(model, [clipped]).warnings())
     # The control: white noise that is not clipped.
     white = (coffee + 0.1 * noise[1:, 1:]).astype(np.float32)
-    assert not list(diagnosis.diagnose(model, [white], 1536).warnings())
+    assert not list(diagnosis.diagnose(model, [white]).warnings())

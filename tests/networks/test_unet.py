@@ -104,7 +104,7 @@ def all_phases(height, width, grid=32):
 @BOTH
 @pytest.mark.parametrize("size, channels", [((32, 32), 3), ((32, 32), 1), ((64, 64), 3), ((32, 64), 3)])
 def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels):
-    """A square goes through in one call, another shape in two."""
+    """A square goes through in one call, another shape in four."""
     positions = all_phases(*size, DESIGNS[design].grid)
     assert leaking(shared(design, channels), picture(*size, channels), positions) == ([], [])
 
@@ -302,20 +302,20 @@ def test_rotating_the_input_moves_the_branches_by_one(size):
     """Group k of the turned image is group k + 1 of the image, turned. The 1x1 layers then tell them
     apart, so the whole network does not turn with the image."""
     net, image = network(), tf.constant(picture(*size)[None])
-    groups = tf.split(blindspot.all_rotations(image, net.trunk), 4, axis=-1)
-    turned = tf.split(blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk), 4, axis=-1)
+    groups = blindspot.all_rotations(image, net.trunk)
+    turned = blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk)
     for k in range(4):
         np.testing.assert_array_equal(turned[k], blindspot.rot90(groups[(k + 1) % 4], 1))
     whole = net(blindspot.rot90(image, 1)) - blindspot.rot90(net(image), 1)
     assert np.abs(whole).max() > 1e-3
 
 
-def test_the_two_calls_of_other_shapes_give_the_one_call_of_squares():
+def test_the_four_calls_of_other_shapes_give_the_one_call_of_squares():
     net = network(width=48)
     image = picture(64, 64)[None]
     unknown = [tf.TensorSpec((None, None, None, 3), tf.float32)]
-    in_two = tf.function(net.call, input_signature=unknown)(image)
-    np.testing.assert_allclose(in_two, net(image), rtol=0, atol=1e-6)
+    in_four = tf.function(net.call, input_signature=unknown)(image)
+    np.testing.assert_allclose(in_four, net(image), rtol=0, atol=1e-6)
 
 
 def test_images_need_not_be_square():
@@ -448,7 +448,7 @@ def test_the_compact_network_starts_near_the_mean_of_neighbours():
 # ---------------------------------------------------------------- reach
 
 
-@BOTH
+@pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("blind", [True, False], ids=["blind", "plain"])
 def test_the_reach_is_as_stated(design, blind):
     """How many rows above and below a pixel its value reaches, over all positions on the grid.
@@ -460,7 +460,7 @@ def test_the_reach_is_as_stated(design, blind):
     for weight in net.weights:
         weight.assign(np.full(weight.shape, weight.name == "kernel") / np.prod(weight.shape[:3]))
     position = 384 + np.arange(grid)
-    pictures = np.full((grid, 768, 32, 1), 0.5 if design == "compact" else 0.0, np.float32)
+    pictures = np.full((grid, 768, 32, 1), 0.5 if DESIGNS[design].residual else 0.0, np.float32)
     pictures[np.arange(grid), position, 16] = 1e20  # so that a thin share does not vanish
     # The second output: the compact network adds the mean of the neighbours to the first.
     reached = np.asarray(net(pictures))[..., 1].any(axis=2)

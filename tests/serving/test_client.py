@@ -126,6 +126,7 @@ def test_tiles_that_overlap_by_the_reach_give_the_answer_of_the_whole_picture(do
 
 
 def test_tiles_have_at_most_one_size_and_pictures_that_fit_go_whole(double, run, tmp_path):
+    changed_card(double, lambda card: card["network"].update(grid=32))
     for i, size in enumerate([(65, 200), (130, 70), (64, 64), (40, 90)]):
         images.write(tmp_path / "in" / f"{i}.png", random_pixels(*size))
     assert run(double.urls["rest"], "--sigma=25", "--tile=70", "--halo=0") == 0  # the grid makes it 64

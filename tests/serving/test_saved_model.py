@@ -27,16 +27,16 @@ SIZES = [(1, 1), (33, 47), (64, 64), (32, 96), (100, 35)]
 LEVELS = {"gaussian": 25.0, "poisson": 30.0, "impulse": 0.5}
 
 
-def bayesian(noise, source, channels, network="paper"):
+def bayesian(noise, source, channels, network="paper", width=4):
     level = LEVELS[noise]
-    return Experiment(noise, level, level, parameter_source=source, channels=channels, network=network)
+    return Experiment(noise, level, level, parameter_source=source, channels=channels, network=network, width=width)
 
 
 ALL = [bayesian("impulse", "global", 3, "compact")]
 ALL += [bayesian(n, s, c) for n in LEVELS for s in ("known", "global", "per_image") for c in (3, 1)]
 SOME = [
     MODELS["ssdn"],
-    bayesian("poisson", "per_image", 1, "compact"),
+    bayesian("poisson", "per_image", 1, "tiny", None),
     MODELS["gray"],
 ]
 CASES = [
@@ -245,9 +245,9 @@ def test_the_card_says_what_the_model_is(exported):
     _, path, _ = exported(SOME[0])
     card = json.loads((path / saved_model.CARD).read_text())
     assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
-    assert card["name"] == "gauss5_50-blindspot-sigma_known" and card["channels"] == 3
+    assert card["name"] == "gauss5_50-blindspot-sigma_known-tiny" and card["channels"] == 3
     assert Experiment(**card["experiment"]) == SOME[0]
-    assert card["network"] == {"design": "paper", "grid": 32, "reach": 315}
+    assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15}
 
 
 def test_the_card_says_a_level_as_one_number():
@@ -258,12 +258,13 @@ def test_the_card_says_a_level_as_one_number():
 @pytest.mark.parametrize(
     ("change", "network"),
     [
+        ({"network": "paper"}, {"design": "paper", "grid": 32, "reach": 315}),
         ({}, {"design": "compact", "grid": 8, "reach": 75}),
         ({"pipeline": "n2c", "parameter_source": None}, {"design": "compact", "grid": 8, "reach": 37}),
     ],
 )
 def test_the_card_says_how_tiles_must_lie(change, network):
-    assert saved_model.model_card(Experiment(network="compact", **change))["network"] == network
+    assert saved_model.model_card(Experiment(**{"network": "compact"} | change))["network"] == network
 
 
 @pytest.mark.parametrize("count", [1, 3])

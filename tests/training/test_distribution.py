@@ -30,6 +30,7 @@ MUON_LOSSES, MUON_WEIGHTS = 5e-5, 1e-3
 PROGRAM = """
 import functools, json, os, sys
 import keras, numpy as np
+import support  # for the smallest network
 from ssdn_tf.commands import cli
 from ssdn_tf.data import samples as data, batches as feeds
 from ssdn_tf.denoisers import models as denoisers, experiments
@@ -42,7 +43,7 @@ if count > 1:
 devices = distribution.make(strategy, 4)
 
 def experiment_of(muon):
-    return experiments.Experiment(width=4, network="compact" if muon else "paper")
+    return experiments.Experiment(width=4, network="compact") if muon else experiments.Experiment(network="tiny")
 
 class Spoiled:
     def __init__(self, samples):
@@ -126,7 +127,7 @@ def start(file, strategy, devices=1, cases=(PLAIN, SPOILED), **environment):
     command = [sys.executable, "-c", PROGRAM, str(file), strategy, str(devices), json.dumps(cases)]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # Compilation takes most of the time of JAX here; without most optimizations a process takes two thirds.
-    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | environment
+    environment = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": str(ROOT / "tests")} | environment
     return subprocess.Popen(command, env=os.environ | environment, **streams)
 
 

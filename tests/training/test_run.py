@@ -44,7 +44,7 @@ def pictures(tmp_path_factory):
 
 def options(pictures, **changes):
     values = {"stages": (Stage(32, 2, 1.0, 2 * STEPS),), "learning_rate": 1e-3, "average": 0.9}
-    return Options(Experiment(network="compact", width=2), train_data=pictures, **values | changes)
+    return Options(Experiment(network="tiny"), train_data=pictures, **values | changes)
 
 
 def weights(run):
@@ -184,7 +184,7 @@ def command(*arguments):
 
 def test_the_command_ends_in_time_says_how_to_go_on_and_is_refused_meanwhile(pictures, tmp_path, capsys, monkeypatch):
     path = tmp_path / "a b"
-    flags = [f"--train_data={pictures}", "--train_images=4", "--stages=32x2", "--width=2"]
+    flags = [f"--train_data={pictures}", "--train_images=4", "--stages=32x2", "--network=tiny"]
     monkeypatch.setattr(sys, "argv", ["train.py", *flags, "--max_minutes=0", "--run_dir", str(path)])
     assert command(*sys.argv[1:]) == 0
     shown = " ".join([*flags, "--max_minutes=0", f"'--run_dir={path}'"])
@@ -463,7 +463,7 @@ def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
 
 @pytest.mark.parametrize("level, start", [(25.0, "estimate"), (25.0, "50"), (25.0, "12.5")])
 def test_a_learned_level_starts_where_it_is_told_to(pictures, tmp_path, level, start):
-    experiment = Experiment(low=level, high=level, parameter_source="global", width=2)
+    experiment = Experiment(low=level, high=level, parameter_source="global", network="tiny")
     opts = dataclasses.replace(options(pictures), experiment=experiment, start=start, rate=10.0)
     run = training.Run(opts, tmp_path / "g")
     told = level if start == "estimate" else float(start)
