@@ -17,7 +17,7 @@ from ssdn_tf.inference import checkpoints, predictor, saved_models
 from ssdn_tf.inference.predictor import Predictor
 from ssdn_tf.noise.prior import Prior
 
-PER_IMAGE = Experiment(low=5.0, high=50.0, parameter_source="per_image", network="compact", width=2)
+PER_IMAGE = Experiment(low=5.0, high=50.0, parameter_source="per_image", network="tiny")
 # For the compact network: a grid of 8 and a halo of 80.
 TILE = 176
 
@@ -104,7 +104,7 @@ def test_other_shapes_are_refused(shape):
 
 def test_the_level_of_a_picture_is_the_mean_over_the_picture_alone():
     """33x33 pixels are filled up to 64x64 for the paper's network: the estimate must not count the filling."""
-    experiment = dataclasses.replace(PER_IMAGE, network="paper")
+    experiment = dataclasses.replace(PER_IMAGE, network="paper", width=2)
     model = built(experiment)
     noisy = picture(33, 33)
     layer = model.get_layer("parameter")
@@ -133,7 +133,7 @@ def test_a_picture_in_tiles_is_the_whole_picture_up_to_rounding(size):
 
 def test_tiles_have_the_grid_and_the_halo_of_the_network():
     plain = Experiment(pipeline="n2c", parameter_source=None, width=2)
-    found = [Predictor(None, e) for e in (Experiment(), plain, PER_IMAGE)]
+    found = [Predictor(None, e) for e in (Experiment(), plain, Experiment(network="compact"))]
     assert [(p.grid, p.halo) for p in found] == [(32, 320), (32, 160), (8, 80)]
     predictor_, noisy = Predictor(built(plain), plain), picture(400, 340)
     assert_equal(predictor_.denoise(noisy, tile=352), predictor_.denoise(noisy), atol=1e-5)
@@ -157,7 +157,7 @@ def of_width(width, **experiment):
 
 
 def test_an_ensemble_of_all_orientations_has_none():
-    found, image = of_width(4, network="compact"), picture(32, 48)
+    found, image = of_width(4, network="tiny"), picture(32, 48)
 
     def turned(number, ensemble):
         result = found.denoise(images.flip(image, number), 0.1, ensemble=ensemble)
@@ -171,7 +171,7 @@ def test_an_ensemble_of_all_orientations_has_none():
 
 
 def test_an_ensemble_averages_the_prior_and_not_the_answer():
-    found, image = of_width(4, network="compact"), picture(32, 48)
+    found, image = of_width(4, network="tiny"), picture(32, 48)
     priors = [found._prior.predict_on_batch(images.flip(image, k)[None]) for k in range(2)]
     mu_x, sigma_x = (np.mean([images.unflip(p[i][0], k) for k, p in enumerate(priors)], axis=0) for i in range(2))
     noise = models.noise_model(found.experiment)
@@ -183,10 +183,10 @@ def test_an_ensemble_averages_the_prior_and_not_the_answer():
 
 
 def test_an_ensemble_in_tiles_and_without_a_noise_model():
-    found, image = of_width(2, network="compact"), picture(200, 184)
-    assert_equal(found.denoise(image, 0.1, TILE, ensemble=3), found.denoise(image, 0.1, ensemble=3), atol=1e-5)
+    found, image = of_width(2, network="tiny"), picture(56, 50)
+    assert_equal(found.denoise(image, 0.1, 48, ensemble=3), found.denoise(image, 0.1, ensemble=3), atol=1e-5)
     assert 0.0 < found.denoise(image, "fitted", ensemble=2).noise_parameter < 1.0
-    plain = of_width(2, pipeline="n2c", parameter_source=None)
+    plain = of_width(2, network="tiny", pipeline="n2c", parameter_source=None)
     answers = [images.unflip(plain.denoise(images.flip(picture(32, 48), k)).denoised, k) for k in range(8)]
     assert np.allclose(plain.denoise(picture(32, 48), ensemble=8).denoised, np.mean(answers, axis=0), atol=1e-6)
 

@@ -1,5 +1,7 @@
 """Noise parameters by maximum likelihood: SciPy's optimum, the truth, and pictures where there is nothing to fit."""
 
+import functools
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -56,10 +58,14 @@ def mean_nll(kind, arguments, parameter):
     return nll.mean()
 
 
-def fit(kind, arguments):
+@functools.cache
+def compiled(kind):
     model = MODELS[kind]()
-    compiled = tf.function(lambda noisy, mu_x, sigma_x: model.fit(noisy, Prior(mu_x, sigma_x)))
-    return array(compiled(*map(tensor, arguments))).ravel()
+    return tf.function(lambda noisy, mu_x, sigma_x: model.fit(noisy, Prior(mu_x, sigma_x)))
+
+
+def fit(kind, arguments):
+    return array(compiled(kind)(*map(tensor, arguments))).ravel()
 
 
 @every_channel_count

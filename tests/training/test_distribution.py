@@ -139,26 +139,31 @@ def finished(folder, started):
     return {name: Result(folder / f"{name}.npz") for name in started}
 
 
-def start_elsewhere(folder, cases):
+ELSEWHERE = ("jax", "jax, two devices", "worker 0", "worker 1")
+
+
+def start_elsewhere(folder, cases, names=ELSEWHERE):
     """{name: process} under JAX, and of two workers."""
-    ports = free_ports(2)
-    return {
-        "jax": start(folder / "jax.npz", "auto", cases=cases, KERAS_BACKEND="jax"),
-        "jax, two devices": start(folder / "jax, two devices.npz", "mirrored", 2, cases=cases, KERAS_BACKEND="jax"),
-        "worker 0": start(folder / "worker 0.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 0)),
-        "worker 1": start(folder / "worker 1.npz", "auto", cases=cases, TF_CONFIG=tf_config(ports, 1)),
-    }
+    ports, jax = free_ports(2), {"KERAS_BACKEND": "jax"}
+    how = {"jax": ("auto", 1, jax), "jax, two devices": ("mirrored", 2, jax)}
+    how |= {f"worker {i}": ("auto", 1, {"TF_CONFIG": tf_config(ports, i)}) for i in range(2)}
+    processes = {}
+    for name in names:
+        strategy, devices, environment = how[name]
+        processes[name] = start(folder / f"{name}.npz", strategy, devices, cases, **environment)
+    return processes
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """{name: Result} of the same trainings in six places."""
+    """{name: Result} of the same trainings in five places; JAX on one device: test_jax.py and -m slow."""
     folder = tmp_path_factory.mktemp("results")
     here = {
         "one": start(folder / "one.npz", "auto", cases=[PLAIN, SPOILED, *CONTROLS]),
         "mirrored": start(folder / "mirrored.npz", "mirrored", 2, [SPOILED]),
     }
-    return finished(folder, here | start_elsewhere(folder, [PLAIN]))
+    elsewhere = start_elsewhere(folder, [PLAIN], ["jax, two devices", "worker 0", "worker 1"])
+    return finished(folder, here | elsewhere)
 
 
 def largest(one, other):
@@ -189,13 +194,13 @@ def assert_same_training(one, two, case, losses=LOSSES, weights=WEIGHTS):
     assert two.skipped(case) == one.skipped(case)
 
 
-PLACES = [(place, "plain") for place in ("worker 0", "worker 1", "jax", "jax, two devices")]
+PLACES = [(place, "plain") for place in ("worker 0", "worker 1", "jax, two devices")]
 
 
 @pytest.mark.parametrize(("place", "case"), [*PLACES, ("mirrored", "spoiled")])
 def test_every_place_trains_what_one_device_trains(results, place, case):
     one, two = results["one"], results[place]
-    assert int(two.arrays["replicas"]) == (1 if place == "jax" else 2) and int(one.arrays["replicas"]) == 1
+    assert int(two.arrays["replicas"]) == 2 and int(one.arrays["replicas"]) == 1
     assert_same_training(one, two, case)
 
 

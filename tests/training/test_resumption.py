@@ -20,6 +20,7 @@ import support
 SERVER = """
 import json, os, sys, time
 import tensorflow as tf
+import support  # for the smallest network
 from ssdn_tf.commands import cli, train as command, train_flags
 from ssdn_tf.inference import checkpoints
 from ssdn_tf.training import callbacks, run as training
@@ -106,6 +107,7 @@ def server():
     command = [sys.executable, "-c", SERVER]
     # With the threads that users have, also where conftest takes one: sums of several threads could differ.
     environment = {k: v for k, v in os.environ.items() if k != "TF_NUM_INTRAOP_THREADS"}
+    environment["PYTHONPATH"] = os.path.dirname(support.__file__)
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=environment, **streams) as process:
         yield process
@@ -120,7 +122,7 @@ def pictures(tmp_path_factory):
 def trainers(server, pictures, steps, eager):
     flags = [
         "--noise=gaussian", "--sigma=5,50", f"--train_data={pictures}", f"--train_images={3 * steps // 2}",
-        "--stages=32x2:0.667,64x1:0.333", "--width=2", "--learning_rate=1e-2", f"--report_images={steps // 2}",
+        "--stages=32x2:0.667,64x1:0.333", "--network=tiny", "--learning_rate=1e-2", f"--report_images={steps // 2}",
         "--validation=none", "--jit=off",
     ]  # fmt: skip
     return Trainers(server, flags, eager)
