@@ -426,7 +426,9 @@ def _read_tiff(path):
         index = [(n, u, s) for n, layout in enumerate(layouts) for u in range(units) for s in range(layout.planes)]
         shapes = [(layouts[n].height, layouts[n].width, 3 if layouts[n].colour else 1) for n, _, _ in index]
         lock = threading.Lock()  # a file has one position, and planes may be loaded ahead
-        unit_of = functools.lru_cache(1)(lambda n, u: _load_unit(tif, n, u, units, layouts[n]))
+        # One unit is kept where several planes come from it; it may be a large part of the memory.
+        kept_units = int(any(layout.planes > 1 for layout in layouts))
+        unit_of = functools.lru_cache(kept_units)(lambda n, u: _load_unit(tif, n, u, units, layouts[n]))
 
         def load(i):
             number, unit, sample = index[i]

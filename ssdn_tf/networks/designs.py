@@ -71,7 +71,7 @@ DESIGNS = {
         plain_head=(4, 4),
         reach=75,
         plain_reach=37,
-        tile=1024,
+        tile=896,
         residual=True,
     ),
 }
