@@ -39,7 +39,7 @@ class Fit:
         for number, value, error in zip(level.numbers, level.split(self.parameter), self.error):
             shown = number.to_level(value)
             # With an error as large as itself, it is not there.
-            if shown is None or (len(level.numbers) > 1 and error > value):
+            if shown is None or (len(level.numbers) > 1 and (error > value or not value)):
                 continue
             # The level of a gain g is 1 / g, with the error of g over g^2.
             error = error / value**2 if number.gain else abs(number.to_level(error)) if number.scale != 1 else error
