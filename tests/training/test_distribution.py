@@ -139,10 +139,7 @@ def finished(folder, started):
     return {name: Result(folder / f"{name}.npz") for name in started}
 
 
-ELSEWHERE = ("jax", "jax, two devices", "worker 0", "worker 1")
-
-
-def start_elsewhere(folder, cases, names=ELSEWHERE):
+def start_elsewhere(folder, cases, names=("jax", "jax, two devices", "worker 0", "worker 1")):
     """{name: process} under JAX, and of two workers."""
     ports, jax = free_ports(2), {"KERAS_BACKEND": "jax"}
     how = {"jax": ("auto", 1, jax), "jax, two devices": ("mirrored", 2, jax)}
