@@ -253,7 +253,10 @@ class UpsampleConvolution(Convolution):
     def call(self, low, skip):
         channels = low.shape[-1]
         up = self._convolve_upsampled(low, self.kernel[:, :, :channels])
-        return self._activate(up + self._convolve(skip, self.kernel[:, :, channels:]))
+        # The skip is there long before, but convolved earlier it would only wait, with more features, in memory.
+        with _after([up]):
+            across = self._convolve(skip, self.kernel[:, :, channels:])
+        return self._activate(up + across)
 
     def _convolve_upsampled(self, x, kernel):
         """The phases of the upsampled convolution, interleaved: [N,H,W,A] -> [N,2H,2W,filters].

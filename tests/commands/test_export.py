@@ -181,9 +181,10 @@ def test_the_network_of_the_package_needs_the_picture_alone(tmp_path):
     assert in_c == pytest.approx(found.noise_parameter, rel=1e-5)
 
 
-def test_a_level_of_two_numbers_is_told_to_a_saved_model(tmp_path, capsys):
-    assert call(export.main, "--parameter_source=known", f"--output={tmp_path / 'models'}") == 0
-    served, own = predictor.load(tmp_path / "models"), predictor.load("additive-rgb")
+def test_a_level_of_two_numbers_is_told_to_a_saved_model(pictures, tmp_path):
+    run = train_run(tmp_path / "run", pictures, "--noise=additive", "--validation=none")
+    assert call(export.main, f"--model={run}", "--parameter_source=known", f"--output={tmp_path / 'models'}") == 0
+    served, own = predictor.load(tmp_path / "models"), predictor.load(run)
     assert sorted(served.model.input) == ["noise_parameter", "noisy"]
     noisy = np.random.default_rng(4).random((24, 24, 3), dtype=np.float32)
     for parameter in ((0.02, 0.05), (0.0, 0.1)):
