@@ -2,8 +2,8 @@
 
     python benchmarks/curves.py RUN [RUN ...] --output=curves.png
 
-Two runs that differ in `--average` alone show what averaging the weights does: the training is the same to the bit, and only
-the weights that are scored differ. Needs matplotlib.
+Two runs that differ in `--average` alone show what averaging the weights does: the training is the same to the bit,
+and only the weights that are scored differ. Needs matplotlib.
 """
 
 import json

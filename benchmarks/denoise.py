@@ -4,8 +4,8 @@
     python benchmarks/denoise.py RUN [RUN ...]   trained runs
 
 Each row is a process of its own. The rows take turns, and the best turn counts. "XLA off" in float32 is what
-`denoise.py` of the project does on a CPU. bfloat16 without XLA needs a CPU with `avx512_bf16`; on others it takes minutes
-and is left out.
+`denoise.py` of the project does on a CPU. bfloat16 without XLA needs a CPU with `avx512_bf16`; on others it takes
+minutes and is left out.
 
     slower                time against the first row
     peak MB               most memory of the process after the first call

@@ -14,6 +14,7 @@ from ssdn_tf.errors import UserError, optional
 from ssdn_tf.inference import pictures, tiling
 
 _AHEAD = 2  # tiles on their way, for each worker
+_TIMEOUT = "10s"  # for a first answer of the scheduler
 _one_at_a_time = threading.Lock()  # a model uses all cores; Keras is not for several threads
 
 
@@ -64,7 +65,7 @@ def _connect(address):
     with optional("A cluster needs Dask", "dask"):
         import distributed
     try:
-        return distributed.Client(address, timeout="10s", set_as_default=False)
+        return distributed.Client(address, timeout=_TIMEOUT, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(f"expected a Dask scheduler at '{address}', received '{error}'.") from error
 

@@ -109,13 +109,13 @@ class FileDenoiser:
     def _plane(self, plane, number, pieces, level):
         """Brings the missing pieces of a plane to disk."""
         self._warn_of_scale(plane, pieces.target)
-        denoised = pieces.array(f"denoised-{number}", plane.shape, plane.dtype)
+        name = f"denoised-{number}"
+        pieces.array(name, plane.shape, plane.dtype)  # before any work, as the disk may be full
         for piece, tile, part, std, noise in self.worker.tiles(plane, self.limits, level, pieces.done(number)):
-            tile.place(files.cast(part, plane.dtype), denoised)
+            tile.place(files.cast(part, plane.dtype), pieces.array(name, plane.shape, plane.dtype))
             if self.uncertainty and std is not None:
                 tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
             pieces.finish(number, piece, noise)
-        pieces.close(number)
 
     def _warn_of_scale(self, plane, target):
         """A picture of another scale than the others, as [0, 1] beside counts, would only be noise to the network."""

@@ -68,15 +68,12 @@ class Pieces:
         return {piece: noise for (number, piece), noise in self._done.items() if number == plane}
 
     def finish(self, plane, piece, noise):
-        """Says that a piece is in the arrays. noise: a dict, such as {"sigma": 25}."""
+        """Says that a piece is in the arrays, and lets go of them. noise: a dict, such as {"sigma": 25}."""
         for array in self._arrays.values():
             array.flush()
+        self._arrays = {}  # what is mapped counts as memory of the process
         self._write({"plane": plane, "piece": piece, "noise": noise})
         self._done[plane, piece] = noise
-
-    def close(self, plane):
-        """Lets go of the arrays of a plane, which stay on disk."""
-        self._arrays = {name: array for name, array in self._arrays.items() if not name.endswith(f"-{plane}")}
 
     def remove(self):
         """Deletes all pieces."""

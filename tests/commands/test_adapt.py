@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_network_of_the_package_adapts_to_noisy_pictures(folder, tmp_path, capsys):
     flags = ["--preset=adapt", f"--train_data={folder}", f"--run_dir={tmp_path / 'run'}", "--stages=64x1"]
     flags += ["--train_images=6", "--jit=off", "--validation=none"]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -100,7 +101,13 @@ def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
     assert np.abs(found[0] - found[1]).max() <= 1 and found[0].std() > 0
 
 
-def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
+def only_the_card(model, experiment, card, folder):
+    (folder / serving.CARD).parent.mkdir(parents=True)
+    (folder / serving.CARD).write_text(json.dumps(card))
+
+
+def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(serving, "_write", only_the_card)
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
     name = f"network-00013-{experiment.name}.pickle"
     path = test_published.write(tmp_path, test_published.small_state(experiment), name)
@@ -109,11 +116,6 @@ def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys):
     card = json.loads((tmp_path / "models" / "1" / serving.CARD).read_text())
     assert "CC BY-NC 4.0" in card["licence"] and card["name"] == "poisson30-blindspot-sigma_global"
     assert card["noise"]["lam"] == 30
-
-
-def only_the_card(model, experiment, card, folder):
-    (folder / serving.CARD).parent.mkdir(parents=True)
-    (folder / serving.CARD).write_text(json.dumps(card))
 
 
 def test_a_level_that_the_published_file_does_not_say_is_left_unsaid_or_comes_from_the_flag(
@@ -176,6 +178,14 @@ def test_the_network_of_the_package_needs_the_picture_alone(tmp_path):
         assert found.noise_parameter == pytest.approx(expected.noise_parameter, rel=0.01)
         assert found.noise_parameter[1] == pytest.approx(sigma / 255, rel=0.06)
         np.testing.assert_allclose(found.denoised, expected.denoised, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
+def test_the_noise_is_found_through_the_c_interface_too(tmp_path):
+    assert call(export.main, f"--output={tmp_path / 'models'}") == 0
+    noisy = (0.5 + 0.1 * np.random.default_rng(3).standard_normal((72, 72, 3))).astype(np.float32)
+    found = predictor.load(tmp_path / "models").denoise(noisy)
     done, in_c = serving_support.run_in_c(tmp_path, tmp_path / "models" / "1", noisy[None], "noise_parameter")
     assert done.returncode == 0, done.stderr[-2000:]
     assert in_c == pytest.approx(found.noise_parameter, rel=1e-5)

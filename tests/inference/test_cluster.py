@@ -14,6 +14,7 @@ import tifffile
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import cluster as cluster_module
 from ssdn_tf.inference.cluster import ClusterDenoiser
 
 distributed = pytest.importorskip("distributed")
@@ -65,7 +66,8 @@ def test_the_files_are_those_of_one_process(eager, run_dir, folder, tmp_path, ca
     assert found == one and len([name for name in one if name.endswith("-std.tif")]) == 7
 
 
-def test_a_cluster_that_is_not_there_is_a_sentence(capsys, folder, tmp_path):
+def test_a_cluster_that_is_not_there_is_a_sentence(capsys, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "_TIMEOUT", "1s")
     with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
         with pytest.raises(UserError, match="expected workers at 'inproc.*', received none"):
             ClusterDenoiser(cluster.scheduler_address)

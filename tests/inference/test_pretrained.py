@@ -9,6 +9,7 @@ from ssdn_tf.errors import UserError
 from ssdn_tf.inference import diagnosis, predictor, pretrained
 from ssdn_tf.noise.registry import MODELS
 
+pytestmark = pytest.mark.usefixtures("eager")
 every_network = pytest.mark.parametrize("name", pretrained.names())
 
 
@@ -64,6 +65,7 @@ def test_the_network_for_colour_denoises_and_finds_the_noise(coffee):
     assert errors[1] < errors[0] / 6 and errors[2] < 1.02 * errors[1]
 
 
+@pytest.mark.slow
 def test_tiles_get_the_noise_of_the_whole_picture(coffee):
     model = predictor.load("additive-rgb")
     noisy = MODELS["gaussian"]().corrupt(coffee[:, :190], 25 / 255, np.random.default_rng(0))

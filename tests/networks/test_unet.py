@@ -102,7 +102,9 @@ def all_phases(height, width, grid=32):
 
 
 @BOTH
-@pytest.mark.parametrize("size, channels", [((32, 32), 3), ((32, 32), 1), ((64, 64), 3), ((32, 64), 3)])
+@pytest.mark.parametrize(
+    "size, channels", [((32, 32), 3), ((32, 32), 1), pytest.param((64, 64), 3, marks=pytest.mark.slow), ((32, 64), 3)]
+)
 def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels):
     """A square goes through in one call, another shape in four."""
     positions = all_phases(*size, DESIGNS[design].grid)

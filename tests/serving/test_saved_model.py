@@ -451,6 +451,7 @@ def test_the_saved_model_runs_where_neither_keras_nor_this_package_is(exported, 
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler")
 def test_the_saved_model_runs_through_the_c_interface(exported, tmp_path):
     experiment = SOME[0]
