@@ -33,10 +33,10 @@ def folder(tmp_path_factory):
     for i in range(4):
         tifffile.imwrite(path / f"{i}.tif", rng.integers(0, 65536, (40, 50), np.uint16))
     tifffile.imwrite(path / "stack.tif", rng.integers(0, 65536, (3, 24, 24), np.uint16), photometric="minisblack")
-    tifffile.imwrite(path / "large.tif", rng.integers(0, 65536, (240, 400), np.uint16))
+    tifffile.imwrite(path / "large.tif", rng.integers(0, 65536, (120, 200), np.uint16))
     zarr = pytest.importorskip("zarr")
-    zarr.create_array(str(path / "x.zarr"), shape=(250, 260), dtype="u2", chunks=(64, 64))[:] = rng.integers(
-        0, 65536, (250, 260), np.uint16
+    zarr.create_array(str(path / "x.zarr"), shape=(125, 130), dtype="u2", chunks=(64, 64))[:] = rng.integers(
+        0, 65536, (125, 130), np.uint16
     )
     (path / "bad.tif").write_bytes((path / "0.tif").read_bytes()[:300])
     return path
@@ -53,7 +53,7 @@ def contents(folder):
 
 
 def test_the_files_are_those_of_one_process(eager, run_dir, folder, tmp_path, capsys):
-    flags = [f"--model={run_dir}", f"--input={folder}", "--tile=240", "--uncertainty"]
+    flags = [f"--model={run_dir}", f"--input={folder}", "--tile=120", "--uncertainty"]
     assert call(*flags, f"--output={tmp_path / 'one'}") == 1  # for the damaged one
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None

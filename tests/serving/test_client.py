@@ -183,7 +183,7 @@ def test_the_client_keeps_a_few_requests_in_flight(double, kind, run, tmp_path):
 def test_one_client_does_not_mix_sizes_on_a_batching_server(servables, run, tmp_path):
     for i in range(8):
         images.write(tmp_path / "in" / f"{i}.png", random_pixels(*[(64, 32), (32, 64)][i % 2], seed=i))
-    with ProtocolDouble(servables, batching=([1, 2, 4], 10)) as double:
+    with ProtocolDouble(servables, batching=([1, 2, 4], 3)) as double:
         assert run(double.urls["rest"], "--sigma=25", "--bits=16", "--in_flight=4") == 0
         assert double.batching.sizes == [1, 4, 4]  # the first is `describe`
     for file in (tmp_path / "in").iterdir():
