@@ -135,10 +135,10 @@ def test_both_started_again_go_on_to_the_bit(pair, tmp_path, uninterrupted, lost
     two = pair(tmp_path)
     two.wait_for_checkpoint()
     assert_ended_by_loss(two, 1 - lost, *two.lose(lost, number))
-    assert "done:" not in two.log(0)
+    assert "Done." not in two.log(0)
     two.start()
     assert two.wait() == [0, 0]
-    assert "goes on after" in two.log(0)
+    assert "continues after" in two.log(0)
     assert_same_checkpoint(uninterrupted, two)
 
 
@@ -166,7 +166,7 @@ def test_loops_restart_both_workers_and_the_end_is_the_same_to_the_bit(pair, tmp
     loop = two.processes[lost].pid
     os.kill(int(pathlib.Path(f"/proc/{loop}/task/{loop}/children").read_text()), signal.SIGKILL)
     assert two.wait() == [0, 0]
-    assert re.search(LOST, two.log(1 - lost)) and "goes on after" in two.log(0)
+    assert re.search(LOST, two.log(1 - lost)) and "continues after" in two.log(0)
     assert_same_checkpoint(uninterrupted, two)
 
 
@@ -185,7 +185,7 @@ def test_a_signal_to_one_worker_ends_all_after_a_checkpoint(pair, tmp_path):
     two.wait_for_checkpoint()
     two.processes[1].send_signal(signal.SIGTERM)
     assert two.wait() == [130, 130]
-    assert "saved after" in two.log(0) and "To go on: python train.py" in two.log(0)
+    assert "Saved after" in two.log(0) and "To continue: python train.py" in two.log(0)
 
 
 @pytest.mark.slow
