@@ -68,7 +68,7 @@ class Picture:
     shape: tuple
     axes: str
     shapes: list
-    load: Callable = dataclasses.field(repr=False)
+    load: Callable = dataclasses.field(repr=False)  # number -> an array that nothing else holds
     kept: dict = dataclasses.field(default_factory=dict, repr=False)  # what `write` needs besides
 
     def __len__(self):
@@ -84,7 +84,7 @@ class Picture:
         plane = self.load(i)
         if isinstance(plane, zarr_files.Plane):
             return plane
-        plane = plane.astype(plane.dtype.newbyteorder("="))
+        plane = plane.astype(plane.dtype.newbyteorder("="), copy=False)
         if plane.dtype.kind == "f" and (wrong := np.size(plane) - np.count_nonzero(np.isfinite(plane))):
             name = f"{self.path}, plane {i + 1} of {len(self)}"
             raise UserError(f"{name}: expected finite numbers, received {wrong} that are NaN or infinite.")
@@ -267,7 +267,7 @@ def _read_numpy(path):
     samples = array.ndim > 2 and array.shape[-1] in (1, 3)
     shape = array.shape if samples else (*array.shape, 1)
     stack, axes = shape[:-3], "Q" * (len(shape) - 3) + ("YXS" if samples else "YX")
-    load = lambda i: array[np.unravel_index(i, stack)].reshape(shape[-3:])
+    load = lambda i: np.array(array[np.unravel_index(i, stack)]).reshape(shape[-3:])
     shapes = [shape[-3:]] * math.prod(stack)
     dtype = array.dtype.newbyteorder("=")
     return Picture(path, dtype, array.shape, axes, shapes, load, {"numpy": array.dtype})
@@ -316,7 +316,7 @@ def _read_single(path):
     pixels = pixels.reshape(*shape[:2], -1)
     if pixels.shape[-1] in (2, 4):
         kept["alpha"], pixels = pixels[..., -1:], pixels[..., :-1]
-    return Picture(path, pixels.dtype, shape, axes, [pixels.shape], lambda i: pixels, kept)
+    return Picture(path, pixels.dtype, shape, axes, [pixels.shape], lambda i: pixels.copy(), kept)
 
 
 def _png_chunks(data):
@@ -434,7 +434,9 @@ def _read_tiff(path):
             number, unit, sample = index[i]
             with lock, _readable(names[number]):
                 pixels = unit_of(number, unit)
-            return pixels[..., :3] if layouts[number].colour else pixels[..., sample : sample + 1]
+            plane = pixels[..., :3] if layouts[number].colour else pixels[..., sample : sample + 1]
+            # A large picture fits into memory once, but perhaps not twice.
+            return plane if plane.size == pixels.size and not kept_units and units == 1 else plane.copy()
 
         kept = {"units": units, "bytes": nbytes}
         if any(layout.carried for layout in layouts):

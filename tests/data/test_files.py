@@ -487,6 +487,11 @@ def test_stacks_pass_plane_by_plane(tmp_path, kind):
     assert [int(back[i][0, 0, 0]) for i in (0, 17, 39)] == [0, 17, 39]
 
 
+def test_a_large_plane_is_in_memory_once(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", numbers((2000, 1000), "uint16"))
+    assert peak(lambda: files.read(tmp_path / "a.tif")[0]) < 1.2 * 4e6
+
+
 def test_planes_may_be_loaded_by_several_threads(tmp_path):
     array = numbers((60, 50, 60), "uint16")
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", compression="zlib")
