@@ -53,6 +53,7 @@ def test_the_network_of_the_package_adapts_to_noisy_pictures(folder, tmp_path, c
     assert denoised.dtype == np.float32 and np.std(np.diff(denoised, axis=0)) < 0.2 * np.std(np.diff(noisy, axis=0))
 
 
+@pytest.mark.slow
 def test_each_file_is_trained_on_with_its_own_noise(tmp_path, monkeypatch):
     """Sigma 10 and 40: a training that is told less noise than there is takes the rest for detail."""
     v, u = np.mgrid[:96, :96] / 96

@@ -93,6 +93,7 @@ def test_200_requests_of_8_clients_and_mixed_sizes_equal_the_direct_calls(server
         assert answer.tolist() == expected[key].tolist()
 
 
+@pytest.mark.slow
 def test_200_tiles_of_8_clients_and_mixed_pictures_on_a_batching_server(servables):
     """Pictures of mixed sizes, cut into tiles of one size, which the server merges."""
     requests, expected = [], {}
