@@ -235,7 +235,7 @@ def _matching(path, picture, planes):
         plane = np.asarray(plane)
         if plane.shape != shape:
             raise ValueError(f"{path}, plane {number}: expected shape {shape}, received {plane.shape}")
-        if not np.isfinite(plane).all():
+        if plane.dtype.kind == "f" and not np.isfinite(plane).all():
             wrong = f"{np.count_nonzero(~np.isfinite(plane))} that are NaN or infinite"
             raise UserError(f"{path}, plane {number} of {total}: expected finite numbers to write, received {wrong}.")
         yield plane
@@ -514,7 +514,7 @@ def _next_unit(source, number, unit, units, layout, planes):
 
 def _joined(*parts):
     """[H, W, S] arrays side by side, as [H, W] if that is a single sample."""
-    pixels = np.concatenate(parts, axis=-1)
+    pixels = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)  # one, which may be large, is not copied
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
