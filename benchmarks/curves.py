@@ -31,7 +31,7 @@ def run(arguments):
     for name, seen, psnr in map(curve, arguments.runs):
         axes.plot(seen, psnr, linewidth=1, label=name)
         falls = [earlier - later for earlier, later in zip(psnr, psnr[1:])]
-        rows.append((name, len(psnr), f"{psnr[-1]:.2f}", f"{max(psnr):.2f}", f"{max(0.0, *falls):.2f}"))
+        rows.append((name, len(psnr), f"{psnr[-1]:.2f}", f"{max(psnr):.2f}", f"{max([0.0, *falls]):.2f}"))
     axes.set(xlabel="crops seen", ylabel="PSNR, dB (held-out images)")
     axes.grid(alpha=0.3)
     axes.legend()

@@ -68,7 +68,7 @@ class Picture:
     shape: tuple
     axes: str
     shapes: list
-    load: Callable = dataclasses.field(repr=False)  # number -> an array that nothing else holds
+    load: Callable = dataclasses.field(repr=False)  # number -> a native array that nothing else holds
     kept: dict = dataclasses.field(default_factory=dict, repr=False)  # what `write` needs besides
 
     def __len__(self):
@@ -84,7 +84,6 @@ class Picture:
         plane = self.load(i)
         if isinstance(plane, zarr_files.Plane):
             return plane
-        plane = plane.astype(plane.dtype.newbyteorder("="), copy=False)
         if plane.dtype.kind == "f" and (wrong := np.size(plane) - np.count_nonzero(np.isfinite(plane))):
             name = f"{self.path}, plane {i + 1} of {len(self)}"
             raise UserError(f"{name}: expected finite numbers, received {wrong} that are NaN or infinite.")
@@ -267,9 +266,9 @@ def _read_numpy(path):
     samples = array.ndim > 2 and array.shape[-1] in (1, 3)
     shape = array.shape if samples else (*array.shape, 1)
     stack, axes = shape[:-3], "Q" * (len(shape) - 3) + ("YXS" if samples else "YX")
-    load = lambda i: np.array(array[np.unravel_index(i, stack)]).reshape(shape[-3:])
-    shapes = [shape[-3:]] * math.prod(stack)
     dtype = array.dtype.newbyteorder("=")
+    load = lambda i: array[np.unravel_index(i, stack)].reshape(shape[-3:]).astype(dtype)
+    shapes = [shape[-3:]] * math.prod(stack)
     return Picture(path, dtype, array.shape, axes, shapes, load, {"numpy": array.dtype})
 
 
@@ -436,7 +435,8 @@ def _read_tiff(path):
                 pixels = unit_of(number, unit)
             plane = pixels[..., :3] if layouts[number].colour else pixels[..., sample : sample + 1]
             # A large picture fits into memory once, but perhaps not twice.
-            return plane if plane.size == pixels.size and not kept_units and units == 1 else plane.copy()
+            shared = kept_units or units > 1 or plane.size < pixels.size
+            return plane.astype(plane.dtype.newbyteorder("="), copy=bool(shared))
 
         kept = {"units": units, "bytes": nbytes}
         if any(layout.carried for layout in layouts):

@@ -156,6 +156,14 @@ def test_a_range_is_for_noisy_images(folder, tmp_path, capsys):
     assert train_flags.options_from_flags(values).value_range == (0, 2)
 
 
+@pytest.mark.slow
+def test_a_range_that_is_given_stays_with_the_run(folder, tmp_path):
+    flags = [f"--train_data={folder}", f"--run_dir={tmp_path / 'run'}", "--range=0,2"]
+    steps = ["--preset=adapt", "--stages=64x1", "--train_images=6", "--jit=off", "--validation=none", "--max_minutes=0"]
+    assert call(*flags, *steps) == 0
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["value_range"] == [0, 2]
+
+
 def test_what_does_not_go_with_adapting_is_refused(folder, tmp_path, capsys):
     for flag in ("--nonoisy", "--pipeline=n2c", "--experiment=gauss25-n2c"):
         run = f"--run_dir={tmp_path / 'run'}"

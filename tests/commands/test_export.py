@@ -106,8 +106,10 @@ def only_the_card(model, experiment, card, folder):
     (folder / serving.CARD).write_text(json.dumps(card))
 
 
-def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(serving, "_write", only_the_card)
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_published_file_is_exported_with_its_licence(tmp_path, capsys, monkeypatch, whole):
+    if not whole:
+        monkeypatch.setattr(serving, "_write", only_the_card)
     experiment = experiments.PUBLISHED["poisson30-blindspot-sigma_global"]
     name = f"network-00013-{experiment.name}.pickle"
     path = test_published.write(tmp_path, test_published.small_state(experiment), name)

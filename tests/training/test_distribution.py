@@ -22,7 +22,7 @@ from ssdn_tf.training import distribution
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # The networks are float32, the algebra is float64. What differs is the order of sums over a batch, as each
 # replica adds up its own half first.
-LOSSES, WEIGHTS = 2e-6, 1e-5  # relative, absolute; 1.1e-6 measured, for two devices under JAX
+LOSSES, WEIGHTS = 1e-6, 1e-5  # relative, absolute
 # Muon brings small singular values of the gradient to size, and their rounding with them: 1.3e-5 and 3.6e-4 measured.
 MUON_LOSSES, MUON_WEIGHTS = 5e-5, 1e-3
 # Trainings of 20 steps at a constant rate: as they are; and with a limit that every gradient exceeds and a sample
@@ -204,8 +204,10 @@ def test_limit_and_skip_are_the_same_in_every_place_and_compiled(results, tmp_pa
     found = finished(tmp_path, compiled | start_elsewhere(tmp_path, [SPOILED]))
     plain = {"mirrored": start(tmp_path / "mirrored.npz", "mirrored", 2, [PLAIN])}
     found_plain = finished(tmp_path, plain | start_elsewhere(tmp_path, [PLAIN], ["jax", "jax, two devices"]))
-    for two in found.values():
-        assert_same_training(results["one"], two, "spoiled")
+    for place, two in found.items():
+        # Of two devices under JAX, 1.1e-6 was measured on a processor with AVX-512.
+        losses = 2e-6 if place == "jax, two devices" else LOSSES
+        assert_same_training(results["one"], two, "spoiled", losses)
     assert_same_training(results["one"], found["compiled"], "plain")
     for two in found_plain.values():
         assert_same_training(results["one"], two, "plain")
