@@ -253,7 +253,7 @@ class UpsampleConvolution(Convolution):
     def call(self, low, skip):
         channels = low.shape[-1]
         up = self._convolve_upsampled(low, self.kernel[:, :, :channels])
-        # The skip is there long before, but convolved earlier it would only wait, with more features, in memory.
+        # The skip is ready early; convolved then, its result would only take up memory until it is needed.
         with _after([up]):
             across = self._convolve(skip, self.kernel[:, :, channels:])
         return self._activate(up + across)
