@@ -99,20 +99,20 @@ def _remarks(result):
         inside = f"{result['inside_1_std']:.1%} and {result['inside_2_std']:.1%} of the clean values lie"
         yield from ("", f"{name}: {inside} within 1 and 2 posterior std.")
     if result.get("estimated_level") is not None:
-        found = LEVELS[_tested(result)["noise"]].describe(result["estimated_level"])
+        found = LEVELS[noise_of(result)["noise"]].describe(result["estimated_level"])
         yield from ("", f"{name}: the median of the levels found is {found}.")
     for key, count in result.get("infinite", {}).items():
         yield from ("", f"{name}: the mean {key} leaves out {count} infinite values (8-bit pictures without error).")
 
 
-def _tested(result):
+def noise_of(result):
     """What a model was tested on. Results written before this was stored have it in the experiment."""
     return result.get("tested") or result["experiment"]
 
 
 def tested(result):
     """The noise of a test in words."""
-    case = _tested(result)
+    case = noise_of(result)
     return LEVELS[case["noise"]].describe(case["low"], case["high"])
 
 
@@ -121,7 +121,7 @@ def paper_row(result):
 
     None if there is no such row: the paper tests each network with the levels that it was trained for.
     """
-    tested = {key: _tested(result)[key] for key in ("noise", "low", "high", "channels")}
+    tested = {key: noise_of(result)[key] for key in ("noise", "low", "high", "channels")}
     if result["name"] == "cbm3d":
         return Experiment(**tested).name.replace("blindspot-sigma_known", "cbm3d")
     if not result["experiment"]:

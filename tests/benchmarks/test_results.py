@@ -1,0 +1,47 @@
+"""benchmarks/results.py: the table of results.json files."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "results.py"
+
+
+def write(path, run, source, noise, level, **numbers):
+    experiment = {"noise": "additive", "parameter_source": source}
+    tested = {"noise": noise, "low": level, "high": level, "channels": 3}
+    result = {"name": "trained-blindspot", "dataset": "kodak", "experiment": experiment, "tested": tested}
+    result |= {"psnr_noisy": 20.0, "inside_1_std": 0.7, "inside_2_std": 0.95, "standard_error_images": 0.25} | numbers
+    path.write_text(json.dumps({"run": run, "results": [result]}))
+    return path
+
+
+def rows(*arguments):
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if "|" in line]
+
+
+def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
+    package = "ssdn_tf/pretrained/additive-rgb.npz"
+    found = {"psnr": 31.41, "estimated_level": [None, 24.8]}
+    files = (
+        write(tmp_path / "a.json", package, "known", "additive", [None, 25.0], psnr=31.44),
+        write(tmp_path / "b.json", "runs/x", "known", "gaussian", 25.0, psnr=30.0),
+        write(tmp_path / "c.json", package, "known", "additive", [50.0, 10.0], psnr=30.5),
+        write(tmp_path / "d.json", package, "fitted", "additive", [None, 25.0], **found),
+    )
+    table = rows(*files)
+    assert table[:1] + table[2:7] == [
+        ["noise", "denoiser", "kodak"],
+        ["sigma 25", "noisy", "20.00"],
+        ["sigma 25", "additive-rgb, level told", "31.44 (0.25)"],
+        ["sigma 25", "blindspot", "30.00 (0.25)"],
+        ["sigma 25", "additive-rgb, level found", "31.41 (0.25)"],
+        ["sigma 25", "paper: n2c", "32.46"],
+    ]
+    # The paper has nothing for Poisson-Gaussian noise.
+    assert [row[1] for row in table if row[0] == "lam 50, sigma 10"] == ["noisy", "additive-rgb, level told"]
+    assert rows("--show=found", *files)[2:] == [["sigma 25", "additive-rgb, level found", "sigma 24.8"]]
+    assert rows("--show=inside", files[2])[2:] == [["lam 50, sigma 10", "additive-rgb, level told", "70.0%, 95.0%"]]
