@@ -1,9 +1,11 @@
 """Makes a trained network of the package from a run: ssdn_tf/pretrained/NAME.npz and NAME.json.
 
     python export/pretrained.py --run=runs/00007-additive --name=additive-rgb --description="..." --data="..." \\
-        --command="python train.py ..." --limits="..." --results=a/results.json,b/results.json
+        --command="python train.py ..." --limits="..."
+    python export/pretrained.py --name=additive-rgb --results=a/results.json,b/results.json
 
-The figures of the model card come from results.json files of evaluate.py.
+The second command puts figures into the model card: the PSNR in results.json files of
+`evaluate.py --model=NAME --parameter_source=fitted`.
 """
 
 import json
@@ -22,7 +24,7 @@ from ssdn_tf.errors import UserError  # noqa: E402
 
 
 def define(v):
-    flags.DEFINE_string("run", None, "folder of the run", flag_values=v)
+    flags.DEFINE_string("run", None, "folder of a run, where the weights are new", flag_values=v)
     flags.DEFINE_string("name", None, "of the network", flag_values=v)
     flags.DEFINE_string("description", None, "what the network is for", flag_values=v)
     flags.DEFINE_string("data", None, "what it was trained on, with the terms of that data", flag_values=v)
@@ -33,7 +35,21 @@ def define(v):
 
 def main(v):
     """Flags to the two files; the exit code."""
-    for name in ("run", "name", "description", "data", "command", "limits"):
+    if not v.name:
+        raise UserError("expected --name, received none.")
+    from ssdn_tf.inference import pretrained
+
+    about = _made(v) if v.run else pretrained.card(v.name)
+    if v.results:
+        about["figures"] = _figures(v.results)
+    pretrained.write_card(v.name, about)
+    print(pretrained.table())
+    return 0
+
+
+def _made(v):
+    """Writes the weights of a run; the model card."""
+    for name in ("description", "data", "command", "limits"):
         if not v[name].value:
             raise UserError(f"expected --{name}, received none.")
     from ssdn_tf.inference import predictor, pretrained
@@ -42,7 +58,8 @@ def main(v):
     model = predictor.from_run(v.run)
     options = Options.from_dict(model.source.details["options"])
     history = (pathlib.Path(v.run) / "history.jsonl").read_text().splitlines()
-    about = {
+    pretrained.write_weights(v.name, v.run, model.model)
+    return {
         "name": v.name,
         "description": v.description,
         "licence": "Apache-2.0",
@@ -55,22 +72,21 @@ def main(v):
             "hours": round(json.loads(history[-1])["seconds"] / 3600, 2),
             "machine": "two shared CPU cores",
         },
-        "figures": dict(_figures(v.results)),
+        "figures": {},
         "limits": v.limits,
         "package": f"ssdn_tf {ssdn_tf.__version__}",
     }
-    pretrained.write(v.name, v.run, model.model, about)
-    print(pretrained.table())
-    return 0
 
 
 def _figures(files):
-    """(what was tested, PSNR) for each row of results.json files."""
+    """{set: {noise: PSNR}} of results.json files."""
     from ssdn_tf.evaluation import report
 
+    figures = {}
     for file in files:
         for result in json.loads(pathlib.Path(file).read_text())["results"]:
-            yield f"{result['dataset']}, {report.tested(result)}", f"{result['psnr']:.2f} dB"
+            figures.setdefault(result["dataset"], {})[report.tested(result)] = f"{result['psnr']:.2f} dB"
+    return figures
 
 
 if __name__ == "__main__":

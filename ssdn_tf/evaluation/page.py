@@ -30,13 +30,12 @@ class Page:
         self.title, self.summary = title, summary
         self._rows, self._entries, self._curves = [], [], []
 
-    def add(self, cells, views=None, caption=""):
+    def add(self, cells, views=None):
         """A row of the table.
 
         Args:
             cells: {column: text}; the columns of all rows are shown.
             views: {name: picture [H,W,1 or 3], in [0, 1]}, two or more of one size, or None.
-            caption: text below them.
         """
         number = ""
         if views and len(self._entries) < SHOWN:
@@ -44,7 +43,7 @@ class Page:
             views = {name: _middle(picture) for name, picture in views.items()}
             height, width = next(iter(views.values())).shape[:2]
             views = {name: _data_url(picture) for name, picture in views.items()}
-            self._entries.append({"width": width, "height": height, "views": views, "caption": caption})
+            self._entries.append({"width": width, "height": height, "views": views})
         self._rows.append((number, cells))
 
     def curve(self, title, points, unit=""):

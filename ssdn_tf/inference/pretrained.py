@@ -38,26 +38,30 @@ def card(name):
 
 
 def table():
-    """The networks as text, one on a line: name, what it is for, and its figures."""
+    """The networks as text: a line with the name and what it is for, and one with its figures on the first set."""
     lines = []
     for name in names():
         about = card(name)
-        figures = "; ".join(f"{what} {value}" for what, value in about.get("figures", {}).items())
-        lines.append(f"{name:15} {about['description']}" + (f" ({figures})" if figures else ""))
+        lines.append(f"{name:15} {about['description']}")
+        for dataset, figures in list(about["figures"].items())[:1]:
+            lines.append(" " * 16 + f"{dataset}: " + "; ".join(f"{noise} {psnr}" for noise, psnr in figures.items()))
     return "\n".join(lines)
 
 
-def write(name, run_dir, model, about, folder=FOLDER):
+def write_weights(name, run_dir, model, folder=FOLDER):
     """Writes the network of a run, its weights (the averaged ones where there are some) in float16.
 
     Args:
         name: of the network.
         run_dir: the run that it comes from.
         model: its inference model, with these weights.
-        about: dict, the model card.
         folder: where to.
     """
     variables = {v.path: np.asarray(v, np.float16) for v in model.variables}
     checkpoints.save(folder / f"{name}.npz", variables, {"run": pathlib.Path(run_dir).name})
+
+
+def write_card(name, about, folder=FOLDER):
+    """Writes the model card of a network, a dict; "figures" in it is {set: {noise: PSNR}}."""
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / f"{name}.json", lambda file: file.write(text.encode()))

@@ -51,9 +51,7 @@ class Outside(HTMLParser):
 
 def test_a_page_is_one_file_with_its_table_and_pictures(tmp_path):
     page = Page("a < b", "summary & more")
-    page.add(
-        {"file": "<x>.png", "noise": "sigma 25"}, {"noisy": ramp(20, 30), "denoised": ramp(20, 30, 1)}, "</script>"
-    )
+    page.add({"file": "<x>.png", "noise": "sigma 25"}, {"noisy": ramp(20, 30), "</script>": ramp(20, 30, 1)})
     page.add({"file": "y.png", "PSNR": "31.2"})
     page.write(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
@@ -61,7 +59,7 @@ def test_a_page_is_one_file_with_its_table_and_pictures(tmp_path):
     assert found.loaded == [] and "http" not in text  # nothing from elsewhere
     assert [c for c in found.cells if c.strip()] == ["file", "noise", "PSNR", "<x>.png", "sigma 25", "y.png", "31.2"]
     (entry,) = entries(tmp_path / "report.html")
-    assert (entry["width"], entry["height"], entry["caption"]) == (30, 20, "</script>")
+    assert (entry["width"], entry["height"], list(entry["views"])) == (30, 20, ["noisy", "</script>"])
     assert "a &lt; b" in text and text.count("<tr data-shown") == 1
     for url in entry["views"].values():
         pixels = decoded(url)
