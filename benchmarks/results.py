@@ -55,10 +55,10 @@ def denoiser(summary, result):
     experiment = result["experiment"]
     if experiment is None:
         return result["name"]
-    path = pathlib.Path(summary["run"])
-    if path.parent.name == "pretrained":
+    model = summary.get("model") or {}
+    if model.get("kind") == "pretrained":
         source = {"known": "told", "fitted": "found"}[experiment["parameter_source"]]
-        return f"{path.stem}, level {source}"
+        return f"{model['name']}, level {source}"
     return result["name"].partition("-")[2]
 
 

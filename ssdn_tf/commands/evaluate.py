@@ -92,15 +92,22 @@ def main(values):
     for image_set in sets:
         case = protocol.Protocol(tested, image_set, values.repeats or image_set.repeats, values.seed, values.pad)
         results += [protocol.evaluate(case, denoiser, output, values.pictures, made) for denoiser in denoisers]
-    model = str(predictor.source.path) if predictor else None
-    summary = {"run": model, "seed": values.seed, "pad": values.pad, "results": results}
+    summary = {"model": _named(predictor), "seed": values.seed, "pad": values.pad, "results": results}
     report.write_json(output / "results.json", summary)
     print("\n" + report.table(results))
     if made:
-        report.add_curves(made, model or "")
+        report.add_curves(made, predictor.source.path if predictor else "")
         made.write(output / "report.html")
     print(f"\nResults: {output / 'results.json'}, with pictures in the same folder.")
     return 0
+
+
+def _named(predictor):
+    """What is tested, as results.json has it: {"kind": a kind of `predictor.Source`, "name": path or name}, or None."""
+    if predictor is None:
+        return None
+    source = predictor.source
+    return {"kind": source.kind, "name": source.path.stem if source.kind == "pretrained" else str(source.path)}
 
 
 def _baselines(values):

@@ -8,12 +8,12 @@ import sys
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "results.py"
 
 
-def write(path, run, source, noise, level, **numbers):
+def write(path, kind, source, noise, level, **numbers):
     experiment = {"noise": "additive", "parameter_source": source}
     tested = {"noise": noise, "low": level, "high": level, "channels": 3}
     result = {"name": "trained-blindspot", "dataset": "kodak", "experiment": experiment, "tested": tested}
     result |= {"psnr_noisy": 20.0, "inside_1_std": 0.7, "inside_2_std": 0.95, "standard_error_images": 0.25} | numbers
-    path.write_text(json.dumps({"run": run, "results": [result]}))
+    path.write_text(json.dumps({"model": {"kind": kind, "name": "additive-rgb"}, "results": [result]}))
     return path
 
 
@@ -24,13 +24,12 @@ def rows(*arguments):
 
 
 def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
-    package = "ssdn_tf/pretrained/additive-rgb.npz"
     found = {"psnr": 31.41, "estimated_level": [None, 24.8]}
     files = (
-        write(tmp_path / "a.json", package, "known", "additive", [None, 25.0], psnr=31.44),
-        write(tmp_path / "b.json", "runs/x", "known", "gaussian", 25.0, psnr=30.0),
-        write(tmp_path / "c.json", package, "known", "additive", [50.0, 10.0], psnr=30.5),
-        write(tmp_path / "d.json", package, "fitted", "additive", [None, 25.0], **found),
+        write(tmp_path / "a.json", "pretrained", "known", "additive", [None, 25.0], psnr=31.44),
+        write(tmp_path / "b.json", "run", "known", "gaussian", 25.0, psnr=30.0),
+        write(tmp_path / "c.json", "pretrained", "known", "additive", [50.0, 10.0], psnr=30.5),
+        write(tmp_path / "d.json", "pretrained", "fitted", "additive", [None, 25.0], **found),
     )
     table = rows(*files)
     assert table[:1] + table[2:7] == [

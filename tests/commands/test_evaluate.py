@@ -15,6 +15,7 @@ from PIL import Image
 from ssdn_tf.commands import cli, evaluate
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.evaluation import protocol
+from ssdn_tf.inference import predictor
 
 TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
 
@@ -57,6 +58,7 @@ def test_a_table_results_and_pictures(run_dir, pictures, tmp_path, capsys):
     assert call(f"--model={run_dir}", f"--dataset={pictures}", "--repeats=2", f"--output={out}") == 0
     text = capsys.readouterr().out
     assert "| denoiser | set |" in text and "gauss5_50-blindspot-sigma_known" in text and "| sigma 5 to 50 |" in text
+    assert results(out)["model"] == {"kind": "run", "name": str(run_dir)}
     (result,) = results(out)["results"]
     assert len(result["rows"]) == 6 and result["standard_error_noise"] > 0
     assert result["psnr"] == pytest.approx(np.mean([row["psnr"] for row in result["rows"]]))
@@ -66,6 +68,11 @@ def test_a_table_results_and_pictures(run_dir, pictures, tmp_path, capsys):
     assert len(left) == 2
     with Image.open(left[0]) as strip:
         assert strip.size == (5 * (48 + 4), 40 + 24)
+
+
+def test_a_network_of_the_package_is_named_without_its_path():
+    package = predictor.from_pretrained("additive-rgb")
+    assert evaluate._named(package) == {"kind": "pretrained", "name": "additive-rgb"}
 
 
 def test_another_level_does_not_change_what_the_model_was_trained_for(run_dir, pictures, tmp_path, capsys):
@@ -115,7 +122,7 @@ def test_a_report_shows_the_pictures_and_the_curve_of_the_run(run_dir, pictures,
     assert call(*flags, "--report") == 0
     history.unlink()
     text = (tmp_path / "report.html").read_text()
-    rows = json.loads((tmp_path / "results.json").read_text())["results"][0]["rows"]
+    rows = results(tmp_path)["results"][0]["rows"]
     assert text.count("<tr data-shown") == len(rows) / 2 and text.count("<polyline") == 2
     assert all(f"<td>{row['psnr']:.2f}</td>" in text for row in rows if row["repeat"] == 0)
 
@@ -123,11 +130,11 @@ def test_a_report_shows_the_pictures_and_the_curve_of_the_run(run_dir, pictures,
 def test_baselines_get_the_same_noise_and_its_level(run_dir, pictures, tmp_path):
     flags = ["--model=none", "--baseline=nlm,wavelet,median", "--sigma=25", f"--dataset={pictures}", "--pictures=0"]
     assert call(*flags, f"--output={tmp_path / 'told'}") == 0
-    told = json.loads((tmp_path / "told" / "results.json").read_text())["results"]
-    assert [r["name"] for r in told] == ["nlm", "wavelet", "median"]
+    told = results(tmp_path / "told")["results"]
+    assert results(tmp_path / "told")["model"] is None and [r["name"] for r in told] == ["nlm", "wavelet", "median"]
     flags[0] = f"--model={run_dir}"
     assert call(*flags, "--parameter_source=fitted", f"--output={tmp_path / 'fitted'}") == 0
-    fitted = json.loads((tmp_path / "fitted" / "results.json").read_text())["results"][1:]
+    fitted = results(tmp_path / "fitted")["results"][1:]
     for a, b in zip(told, fitted, strict=True):
         assert a["psnr_noisy"] == b["psnr_noisy"] and (a["psnr"] == b["psnr"]) == (a["name"] == "median")
 
