@@ -29,13 +29,14 @@ def run(arguments):
             noise = report.tested(result) + (", gray" if tested["channels"] == 1 else "")
             rows.setdefault(noise, {"noisy": {}}).setdefault(denoiser(summary, result), {})[result["dataset"]] = result
             sets.append(result["dataset"])
-            paper[noise] = {key: row for key, row in PUBLISHED_PSNR.items() if key.startswith(label(**tested) + "-")}
+            keys = {f"{label(**tested)}-{name}": name for name in arguments.paper.split(",")}
+            paper[noise] = {key: name for key, name in keys.items() if key in PUBLISHED_PSNR}
     sets = list(dict.fromkeys(sets))
     for noise, denoisers in rows.items() if arguments.show == "psnr" else ():
         denoisers["noisy"] = {name: {"psnr": r["psnr_noisy"]} for one in denoisers.values() for name, r in one.items()}
-        for key, figures in paper[noise].items():
-            name = f"paper: {key.partition('-')[2]}" + ("*" if unchecked(key) else "")
-            denoisers[name] = {dataset: {"psnr": figure} for dataset, figure in figures.items()}
+        for key, name in paper[noise].items():
+            name = f"paper: {name}" + ("*" if unchecked(key) else "")
+            denoisers[name] = {dataset: {"psnr": figure} for dataset, figure in PUBLISHED_PSNR[key].items()}
     harness.print_table(["noise", "denoiser", *sets], lines(rows, sets, CELLS[arguments.show]))
     if any("*" in name for denoisers in rows.values() for name in denoisers):
         print("\n\\* not checked against the paper's text.")
@@ -105,6 +106,7 @@ CELLS = {"psnr": _psnr, "mu_x": _mu_x, "found": _found, "inside": _inside}
 if __name__ == "__main__":
     flags = {
         "files": {"metavar": "FILE", "nargs": "*", "help": "results.json of evaluate.py"},
+        "--paper": {"default": "blindspot-sigma_known,cbm3d", "help": "rows of the paper (default: %(default)s)"},
         "--show": {"choices": tuple(CELLS), "default": "psnr", "help": "what the cells are"},
     }
     harness.main(__doc__, run, flags=flags)

@@ -38,8 +38,9 @@ def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
         ["sigma 25", "additive-rgb, level told", "31.44 (0.25)"],
         ["sigma 25", "blindspot", "30.00 (0.25)"],
         ["sigma 25", "additive-rgb, level found", "31.41 (0.25)"],
-        ["sigma 25", "paper: n2c", "32.46"],
+        ["sigma 25", "paper: blindspot-sigma_known", "32.45"],
     ]
+    assert rows("--paper=n2c", *files)[6] == ["sigma 25", "paper: n2c", "32.46"]
     # The paper has nothing for Poisson-Gaussian noise.
     assert [row[1] for row in table if row[0] == "lam 50, sigma 10"] == ["noisy", "additive-rgb, level told"]
     assert rows("--show=found", *files)[2:] == [["sigma 25", "additive-rgb, level found", "sigma 24.8"]]
