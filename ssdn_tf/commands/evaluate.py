@@ -31,7 +31,7 @@ def define(values):
     with cli.group(values, "Model"):
         model_flag.define(values, "; none: only the --baseline")
         model_flag.define_ensemble(values)
-        flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where --model is not given", flag_values=values)
+        flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where no model says it", flag_values=values)
         flags.DEFINE_list(
             "baseline", [], "other denoisers on the same noise, with the same level: cbm3d, nlm (non-local means), "
             "wavelet (BayesShrink), median (5x5)", flag_values=values,
@@ -76,7 +76,7 @@ def main(values):
     from ssdn_tf.evaluation import page, protocol, report
 
     predictor = _predictor(values)
-    tested = _tested(values, predictor.experiment if predictor else Experiment())
+    tested = _tested(values, predictor.experiment if predictor else Experiment(channels=int(values.channels)))
     with cli.errors_about("dataset"):
         sets = [protocol.image_set(name, values.data_dir) for name in values.dataset]
     labels = [image_set.label for image_set in sets]

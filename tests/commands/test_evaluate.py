@@ -139,6 +139,13 @@ def test_baselines_get_the_same_noise_and_its_level(run_dir, pictures, tmp_path)
         assert a["psnr_noisy"] == b["psnr_noisy"] and (a["psnr"] == b["psnr"]) == (a["name"] == "median")
 
 
+def test_a_baseline_alone_in_gray(pictures, tmp_path):
+    flags = ["--model=none", "--baseline=median", "--channels=1", "--sigma=25", f"--dataset={pictures}"]
+    assert call(*flags, f"--output={tmp_path}") == 0
+    (result,) = results(tmp_path)["results"]
+    assert result["tested"]["channels"] == 1 and result["psnr"] > result["psnr_noisy"]
+
+
 def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
     twin = tmp_path / "other" / pictures.name
     twin.mkdir(parents=True)
