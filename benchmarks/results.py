@@ -18,34 +18,31 @@ import harness
 
 
 def run(arguments):
-    from ssdn_tf.denoisers.experiments import PUBLISHED_PSNR, unchecked
     from ssdn_tf.evaluation import report
 
-    rows, paper, sets = {}, {}, []
+    noises, sets = {}, []
     for file in arguments.files:
         summary = json.loads(pathlib.Path(file).read_text())
         for result in summary["results"]:
-            tested = report.noise_of(result)
+            tested, dataset = report.noise_of(result), result["dataset"]
             noise = report.tested(result) + (", gray" if tested["channels"] == 1 else "")
-            rows.setdefault(noise, {"noisy": {}}).setdefault(denoiser(summary, result), {})[result["dataset"]] = result
-            sets.append(result["dataset"])
-            keys = {f"{label(**tested)}-{name}": name for name in arguments.paper.split(",")}
-            paper[noise] = {key: name for key, name in keys.items() if key in PUBLISHED_PSNR}
+            rows = noises.setdefault(noise, (tested, {"noisy": {}}))[1]
+            rows["noisy"][dataset] = {"psnr": result["psnr_noisy"]}
+            rows.setdefault(denoiser(summary, result), {})[dataset] = result
+            sets.append(dataset)
+    for tested, rows in noises.values():
+        rows.update(published(arguments.paper.split(","), **tested))
     sets = list(dict.fromkeys(sets))
-    for noise, denoisers in rows.items() if arguments.show == "psnr" else ():
-        denoisers["noisy"] = {name: {"psnr": r["psnr_noisy"]} for one in denoisers.values() for name, r in one.items()}
-        for key, name in paper[noise].items():
-            name = f"paper: {name}" + ("*" if unchecked(key) else "")
-            denoisers[name] = {dataset: {"psnr": figure} for dataset, figure in PUBLISHED_PSNR[key].items()}
-    harness.print_table(["noise", "denoiser", *sets], lines(rows, sets, CELLS[arguments.show]))
-    if any("*" in name for denoisers in rows.values() for name in denoisers):
+    printed = list(lines(noises, sets, CELLS[arguments.show]))
+    harness.print_table(["noise", "denoiser", *sets], printed)
+    if any(name.endswith("*") for _, name, *_ in printed):
         print("\n\\* not checked against the paper's text.")
 
 
-def lines(rows, sets, cell):
+def lines(noises, sets, cell):
     """The cells of each row that has any."""
-    for noise, denoisers in rows.items():
-        for name, results in denoisers.items():
+    for noise, (_, rows) in noises.items():
+        for name, results in rows.items():
             cells = [cell(results[dataset]) if dataset in results else None for dataset in sets]
             if any(cells):
                 yield noise, name, *(text or "-" for text in cells)
@@ -63,19 +60,23 @@ def denoiser(summary, result):
     return result["name"].partition("-")[2]
 
 
-def label(noise, low, high, channels, **_):
-    """The noise of a test as it begins the names of the paper's rows; it gives no figures for gray pictures."""
-    from ssdn_tf.noise.levels import LEVELS
+def published(names, noise, low, high, channels, **_):
+    """Rows of the paper, by their names, on the noise of a test: {title: {set: result}}."""
+    from ssdn_tf.denoisers.experiments import PUBLISHED_PSNR, Experiment, unchecked
 
-    if channels == 1:
-        return "gray"
-    if noise == "additive":
+    if noise == "additive":  # with one kind alone, the noise is Gaussian or Poisson
         (lam, sigma), (lam_high, sigma_high) = low, high
         if lam is None:
-            return LEVELS["gaussian"].label(sigma, sigma_high)
-        if not sigma:
-            return LEVELS["poisson"].label(lam, lam_high)
-    return LEVELS[noise].label(low, high)
+            noise, low, high = "gaussian", sigma, sigma_high
+        elif not sigma:
+            noise, low, high = "poisson", lam, lam_high
+    known, rows = Experiment(noise=noise, low=low, high=high, channels=channels).name, {}
+    for name in names:
+        key = known.replace("blindspot-sigma_known", name)
+        if key in PUBLISHED_PSNR:
+            title = f"paper: {name}" + ("*" if unchecked(key) else "")
+            rows[title] = {dataset: {"psnr": figure} for dataset, figure in PUBLISHED_PSNR[key].items()}
+    return rows
 
 
 def _psnr(result):
@@ -92,7 +93,7 @@ def _found(result):
     from ssdn_tf.noise.levels import LEVELS
 
     level = result.get("estimated_level")
-    told = (result["experiment"] or {}).get("parameter_source") == "known"  # older files repeat what was told
+    told = (result.get("experiment") or {}).get("parameter_source") == "known"  # older files repeat what was told
     return None if level is None or told else LEVELS[report.noise_of(result)["noise"]].describe(level)
 
 

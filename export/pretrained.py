@@ -37,18 +37,20 @@ def main(v):
     """Flags to the two files; the exit code."""
     if not v.name:
         raise UserError("expected --name, received none.")
+    if not v.run and not v.results:
+        raise UserError("expected --run or --results, received neither.")
     from ssdn_tf.inference import pretrained
 
-    about = _made(v) if v.run else pretrained.card(v.name)
-    if v.results:
-        about["figures"] = _figures(v.results)
+    figures = _figures(v.results)
+    about = _from_run(v) if v.run else pretrained.card(v.name)
+    about["figures"] = figures
     pretrained.write_card(v.name, about)
     print(pretrained.table())
     return 0
 
 
-def _made(v):
-    """Writes the weights of a run; the model card."""
+def _from_run(v):
+    """Writes the weights of a run; returns its model card."""
     for name in ("description", "data", "command", "limits"):
         if not v[name].value:
             raise UserError(f"expected --{name}, received none.")
@@ -72,7 +74,6 @@ def _made(v):
             "hours": round(json.loads(history[-1])["seconds"] / 3600, 2),
             "machine": "two shared CPU cores",
         },
-        "figures": {},
         "limits": v.limits,
         "package": f"ssdn_tf {ssdn_tf.__version__}",
     }
