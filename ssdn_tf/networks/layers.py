@@ -42,20 +42,19 @@ def rot90(x, k):
     return ops.flip(transposed, axis=1 if k == 1 else 2)
 
 
-def all_rotations(x, trunk):
+def all_rotations(x, trunk, together):
     """Applies `trunk` to the image rotated by 0, 90, 180 and 270 degrees, and rotates back.
-
-    Crops for training go through in one call (see `is_crop`), others in four, one after the other, so that the memory
-    of one serves the next; the results are the same.
 
     Args:
         x: [N, H, W, C].
         trunk: function [M, H, W, C] -> [M, H, W, F], for both orientations.
+        together: in one call, which squares can take; else in four, one after the other, so that the memory of one
+            serves the next. The results are the same.
 
     Returns:
         Four [N, H, W, F], in the order 0, 90, 180, 270.
     """
-    if is_crop(x):
+    if together:
         parts = ops.split(trunk(ops.concatenate([rot90(x, k) for k in range(4)], axis=0)), 4, axis=0)
         return [rot90(part, -k) for k, part in enumerate(parts)]
     branches = []
@@ -63,15 +62,6 @@ def all_rotations(x, trunk):
         with _after(branches[-1:]):
             branches.append(rot90(trunk(rot90(x, k)), -k))
     return branches
-
-
-def is_crop(x):
-    """Whether images are small squares, whose size is known when the graph is made: crops for training."""
-    height, width = ops.shape(x)[1:3]
-    return isinstance(height, int) and isinstance(width, int) and height == width <= _LARGEST_CROP
-
-
-_LARGEST_CROP = 256
 
 
 def in_bands(function, branches, count):
@@ -85,7 +75,7 @@ def in_bands(function, branches, count):
     Returns:
         [N, H, W, G].
     """
-    if is_crop(branches[0]):
+    if count == 1:
         return function(ops.concatenate(branches, axis=-1))
     results = []
     for band in zip(*(ops.split(branch, count, axis=1) for branch in branches)):
@@ -134,6 +124,10 @@ def _sum_of_neighbours(x):
     sides = x[:, :, :-2] + x[:, :, 2:]
     rows = sides + x[:, :, 1:-1]
     return rows[:, :-2] + rows[:, 2:] + sides[:, 1:-1]
+
+
+def _larger(a, b):
+    return ops.where(a >= b, a, b)
 
 
 def leaky_relu(x, slope):
@@ -206,7 +200,9 @@ class Convolution(keras.layers.Layer):
         self.kernel = self.add_weight(name="kernel", shape=shape, initializer=start)
         self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
-    def call(self, x):
+    def call(self, x, training=False):
+        if training and self.kernel_size == 1:  # a product of matrices, whose gradient is faster where XLA compiles it
+            return self._activate(ops.tensordot(x, self.kernel[0, 0], axes=1))
         return self._activate(self._convolve(x, self.kernel))
 
     def _convolve(self, x, kernel):
@@ -265,22 +261,26 @@ class UpsampleConvolution(Convolution):
 
             ordinary   p = 0: 0 | 1+2 on rows i-1, i     p = 1: 0+1 | 2 on rows i, i+1
             shifted    p = 0: 0+1 | 2 on rows i-1, i     p = 1: 0 | 1+2 on rows i-1, i
+
+        Both parities of the shifted form read the same rows, so they are one convolution with twice the filters.
         """
         first, second = (lambda k: (k[0], k[1] + k[2])), (lambda k: (k[0] + k[1], k[2]))
         row_kernels = [ops.stack(part(kernel)) for part in ((second, first) if self.shifted else (first, second))]
-        row_pads = [(1, 0), (1, 0)] if self.shifted else [(1, 0), (0, 1)]
-        rows = []
-        for row_kernel, row_pad in zip(row_kernels, row_pads):
-            by_column = ops.transpose(row_kernel, (1, 0, 2, 3))
-            phases = []
-            for part, column_pad in ((first, (1, 0)), (second, (0, 1))):
-                phase_kernel = ops.transpose(ops.stack(part(by_column)), (1, 0, 2, 3))
+        row_pads = [(1, 0), (0, 1)]
+        if self.shifted:
+            row_kernels, row_pads = [ops.concatenate(row_kernels, axis=-1)], row_pads[:1]
+        columns = []
+        for part, column_pad in ((first, (1, 0)), (second, (0, 1))):
+            rows = []
+            for row_kernel, row_pad in zip(row_kernels, row_pads):
+                phase_kernel = ops.stack(part(ops.transpose(row_kernel, (1, 0, 2, 3))), axis=1)
                 padded = ops.pad(x, [[0, 0], row_pad, column_pad, [0, 0]])
-                phases.append(ops.conv(padded, phase_kernel, padding="valid", data_format="channels_last"))
-            rows.append(ops.stack(phases, axis=3))
-        stacked = ops.stack(rows, axis=2)  # [N, H, 2, W, 2, F]
-        n, height, _, width, _, filters = ops.shape(stacked)
-        return ops.reshape(stacked, (n, 2 * height, 2 * width, filters))
+                rows.append(ops.conv(padded, phase_kernel, padding="valid", data_format="channels_last"))
+            columns.append(ops.concatenate(rows, axis=-1))
+        stacked = ops.stack(columns, axis=3)  # [N, H, W, column parity, row parity and filters]
+        n, height, width, filters = *ops.shape(x)[:3], kernel.shape[-1]
+        stacked = ops.reshape(stacked, (n, height, width, 2, 2, filters))
+        return ops.reshape(ops.transpose(stacked, (0, 1, 4, 2, 3, 5)), (n, 2 * height, 2 * width, filters))
 
     def compute_output_shape(self, low_shape, skip_shape):
         return (*skip_shape[:-1], self.filters)
@@ -301,9 +301,12 @@ class Pooling(keras.layers.Layer):
         super().__init__(**kwargs)
         self.shifted = shifted
 
-    def call(self, x):
+    def call(self, x, training=False):
         if self.shifted:
             x = shift_down(x)
+        if training:  # the same, faster where XLA compiles it; the gradient goes to the first of equal values here too
+            x = _larger(x[:, :, ::2], x[:, :, 1::2])
+            return _larger(x[:, ::2], x[:, 1::2])
         return ops.max_pool(x, 2, 2, padding="valid", data_format="channels_last")
 
     def compute_output_shape(self, input_shape):

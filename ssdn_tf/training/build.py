@@ -14,7 +14,6 @@ from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.training import distribution, schedules
 from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 
-_XLA_PIXELS = 2**15  # of a batch, up to which XLA makes a step faster on a CPU
 
 
 def training_files(options, data_dir=None):
@@ -98,16 +97,15 @@ def start_of_parameter(options, samples):
     return model.unconstrain(model.estimate(crops))
 
 
-def jit_compile(jit, pixels=None):
+def jit_compile(jit, training):
     """Whether XLA compiles the functions of a model.
 
-    On two CPU cores, XLA makes a training step on 1 crop of 64x64 1.2 times as fast, on 4 of them 1.05 times, one on
-    1 of 256x256 no faster, nor the denoising of an image (benchmarks/step.py); and it compiles again for each size of
+    It makes a training step faster (benchmarks/step.py), but no denoising on a CPU, and compiles again for each size of
     an image. JAX always compiles.
 
     Args:
-        jit: "on", "off", or "auto".
-        pixels: of a training batch; None for denoising.
+        jit: "on", "off", or "auto": for training only.
+        training: whether the model is one for training.
 
     Raises:
         UserError: "off" under JAX.
@@ -116,15 +114,7 @@ def jit_compile(jit, pixels=None):
         if jit == "off":
             raise UserError("JAX always compiles; expected 'auto' or 'on' for XLA, received 'off'.")
         return True
-    if jit != "auto":
-        return jit == "on"
-    return pixels is not None and (pixels <= _XLA_PIXELS or _has_accelerator())
-
-
-def _has_accelerator():
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+    return training if jit == "auto" else jit == "on"
 
 
 def build(options, samples, devices=None):

@@ -138,10 +138,11 @@ class Replicated(keras.Model):
 
 
 def training_model(model, devices, **compile_arguments):
-    """The model to `fit` in place of `model` on these devices, compiled."""
+    """A new model of the same layers to `fit` in place of `model` on these devices, compiled."""
     if devices.strategy is None:
-        model.compile(**compile_arguments)
-        return model
+        single = keras.Model(model.input, model.output, name=model.name)
+        single.compile(**compile_arguments)
+        return single
     jit = compile_arguments.pop("jit_compile", False)
     with devices.scope():
         replicated = Replicated(model.input, model.output, name=model.name)

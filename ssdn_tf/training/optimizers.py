@@ -109,8 +109,22 @@ class SkippingMuon(Skipping, keras.optimizers.Muon):
         return len(shape) != 4 or shape[2] <= 3 or any(name in variable.path for name in self.exclude_layers)
 
     def zeropower_via_newtonschulz5(self, x, steps):
-        matrix = super().zeropower_via_newtonschulz5(ops.reshape(x, (-1, x.shape[-1])), steps)
-        return ops.reshape(matrix, x.shape)
+        """The steps on the small square matrix g = m^T m alone: each multiplies m by a polynomial in g.
+
+        In exact arithmetic the same as Keras's, which multiplies the whole of m in each step.
+        """
+        matrix = ops.reshape(x, (-1, x.shape[-1]))
+        wide = matrix.shape[0] < matrix.shape[1]
+        m = ops.transpose(matrix) if wide else matrix
+        m = m / (ops.norm(m) + 1e-7)
+        g = ops.matmul(ops.transpose(m), m)
+        total = identity = ops.eye(g.shape[0], dtype=g.dtype)
+        for _ in range(steps):
+            p = self.muon_a * identity + self.muon_b * g + self.muon_c * ops.matmul(g, g)
+            total = ops.matmul(total, p)
+            g = ops.matmul(p, ops.matmul(g, p))
+        m = ops.matmul(m, total)
+        return ops.reshape(ops.transpose(m) if wide else m, x.shape)
 
     def lr_adjust(self, x):
         return x * self.rms_rate * math.sqrt(max(math.prod(x.shape[:-1]), x.shape[-1]))

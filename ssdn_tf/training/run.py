@@ -18,8 +18,9 @@ from ssdn_tf.training import build, callbacks, distribution, folder, found_noise
 from ssdn_tf.training.reports import History, Validation, progress_line
 
 _REPORTS = 20
-_LEAST_REPORT = 100  # images between two reports, where the user does not say
-_MEASURED_STEPS = 10  # of each stage, to find how many fit into a time budget
+_LEAST_REPORT = 400  # images between two reports, where the user does not say
+_MEASURED_STEPS = 10  # of each stage, at least, to find how many fit into a time budget
+_MEASURED_SECONDS = 10  # at most
 
 
 class Run:
@@ -100,22 +101,24 @@ class Run:
     def _build(self):
         samples = build.stage_samples(self.options, self.store, 0)
         self.denoiser, self.optimizer, self.schedule = build.build(self.options, samples, self.devices)
-        self.denoiser.inference.compile(jit_compile=build.jit_compile(self.jit))
-        self.training = self.compiled = None
+        self.denoiser.inference.compile(jit_compile=build.jit_compile(self.jit, training=False))
+        self.trainings = {}
         model, averages = self.denoiser.training, self.optimizer.averages
         names = {id(a): f"average/{v.path}" for v, a in zip(model.trainable_variables, averages)}
         self.variables = {names.get(id(v), v.path): v for v in [*model.variables, *self.optimizer.variables]}
         self.position = callbacks.Position()
 
-    def _compile(self, stage):
-        """Compiles the training for a stage, unless it is compiled the same way already."""
-        pixels = stage.batch_size * stage.crop**2 // self.devices.replicas
-        jit = build.jit_compile(self.jit, pixels)
-        if self.compiled != jit:
+    def _training(self, stage):
+        """The compiled model that trains on the batches of a stage.
+
+        Each shape has a model of its own: one that has seen two is compiled again by Keras, for any, which is slower.
+        """
+        shape = (stage.batch_size, stage.crop)
+        if shape not in self.trainings:
             settings = {"steps_per_execution": self.steps_per_execution} if self.steps_per_execution > 1 else {}
-            settings |= {"optimizer": self.optimizer, "jit_compile": jit}
-            self.training = distribution.training_model(self.denoiser.training, self.devices, **settings)
-            self.compiled = jit
+            settings |= {"optimizer": self.optimizer, "jit_compile": build.jit_compile(self.jit, training=True)}
+            self.trainings[shape] = distribution.training_model(self.denoiser.training, self.devices, **settings)
+        return self.trainings[shape]
 
     def _restore(self):
         """Brings the chief's variables to the state of the checkpoint."""
@@ -148,16 +151,19 @@ class Run:
             self.options = self.options.with_counts(counts)
         self.schedule.plan([stage.images for stage in self.options.stages])
         if keras.backend.backend() == "jax":
-            self.compiled = None  # JAX has compiled the first plan as a constant
+            self.trainings = {}  # JAX has compiled the first plan as a constant
 
     def _measured_images(self):
         """Images of each stage within the budget, from the speed of some steps, which are then undone."""
         before = {name: np.array(variable.numpy()) for name, variable in self.variables.items()}
         durations = []
         for number, stage in enumerate(self.options.stages):
-            self._compile(stage)
             counter = callbacks.Counter(callbacks.Position())
             for steps in (2, _MEASURED_STEPS):
+                self._fit(number, 0, steps, 1, [counter])
+            # Short steps are measured for longer, so that one moment in which the machine is busy does not decide.
+            steps = self.devices.all_gather(int(counter.speed * min(self.options.budget / 100, _MEASURED_SECONDS)))[0]
+            if steps > _MEASURED_STEPS:
                 self._fit(number, 0, steps, 1, [counter])
             durations.append(1.0 / counter.speed)
         with self.devices.scope():
@@ -205,7 +211,6 @@ class Run:
         """One `fit`; more only where a restart or the end leaves an interval between reports incomplete."""
         number, first, _ = self.options.place(self.step)
         stage = self.options.stages[number]
-        self._compile(stage)
         report_steps = self._report_steps(stage)
         counter = callbacks.Counter(self.position)
         watching = [counter, stop]
@@ -227,7 +232,7 @@ class Run:
         samples = build.stage_samples(self.options, self.store, number)
         feed = batches.batches(samples, stage.batch_size, first_image, steps * epochs, strategy)
         known = {"steps_per_epoch": steps} if strategy or epochs > 1 else {}
-        self.training.fit(feed, epochs=epochs, verbose=0, shuffle=False, callbacks=watching, **known)
+        self._training(stage).fit(feed, epochs=epochs, verbose=0, shuffle=False, callbacks=watching, **known)
 
     def _report_steps(self, stage):
         images = self.report_images or max(self.options.train_images // _REPORTS, _LEAST_REPORT)

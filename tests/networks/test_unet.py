@@ -29,6 +29,7 @@ def layer_names(levels):
 
 
 BOTH = pytest.mark.parametrize("design", ["paper", "compact"])
+BOTH_FORMS = pytest.mark.parametrize("training", [False, True], ids=["denoising", "training"])
 
 
 def network(design="paper", outputs=3, channels=3, width=None, **kwargs):
@@ -52,15 +53,15 @@ def shared(design="paper", channels=3):
 
 
 @functools.cache
-def traced(net, xla):
-    return tf.function(net.call, jit_compile=xla)
+def traced(net, training, xla):
+    return tf.function(functools.partial(net, training=training), jit_compile=xla)
 
 
-def leaking(net, image, positions, value=1e6, how="graph", batch_size=32):
+def leaking(net, image, positions, value=1e6, training=False, how="graph", batch_size=32):
     """(leaks, deaf): the positions whose own output changes with the input there, in any bit;
     and those where not all of the eight neighbours' outputs change, which is the control.
     how: eager, graph or xla."""
-    run = net.call if how == "eager" else traced(net, how == "xla")
+    run = functools.partial(net, training=training) if how == "eager" else traced(net, training, how == "xla")
     before = run(tf.constant(np.broadcast_to(image, (batch_size, *image.shape)))).numpy()
     # Each place of a batch is compared with itself: on some CPUs, XLA rounds differently at the end of a batch.
     np.testing.assert_allclose(before, np.broadcast_to(before[:1], before.shape), rtol=0, atol=1e-5)
@@ -103,12 +104,15 @@ def all_phases(height, width, grid=32):
 
 @BOTH
 @pytest.mark.parametrize(
-    "size, channels", [((32, 32), 3), ((32, 32), 1), pytest.param((64, 64), 3, marks=pytest.mark.slow), ((32, 64), 3)]
-)
-def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels):
-    """A square goes through in one call, another shape in four."""
+    "size, channels, training",
+    [
+        ((32, 32), 3, False), ((32, 32), 3, True), ((32, 32), 1, False), ((32, 32), 1, True), ((32, 64), 3, False),
+        pytest.param((64, 64), 3, False, marks=pytest.mark.slow), pytest.param((64, 64), 3, True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels, training):
     positions = all_phases(*size, DESIGNS[design].grid)
-    assert leaking(shared(design, channels), picture(*size, channels), positions) == ([], [])
+    assert leaking(shared(design, channels), picture(*size, channels), positions, training=training) == ([], [])
 
 
 @BOTH
@@ -120,15 +124,19 @@ def test_no_output_depends_on_its_own_pixel_at_odd_sizes(design, size, channels)
 
 
 @BOTH
-@pytest.mark.parametrize("size, channels", [((64, 64), 3), ((32, 64), 1), ((64, 32), 3)])
-def test_no_output_depends_on_its_own_pixel_at_any_border(design, size, channels):
-    assert leaking(shared(design, channels), picture(*size, channels), border_positions(*size)) == ([], [])
+@pytest.mark.parametrize(
+    "size, channels, training", [((64, 64), 3, False), ((64, 64), 3, True), ((32, 64), 1, False), ((64, 32), 3, False)]
+)
+def test_no_output_depends_on_its_own_pixel_at_any_border(design, size, channels, training):
+    positions = border_positions(*size)
+    assert leaking(shared(design, channels), picture(*size, channels), positions, training=training) == ([], [])
 
 
 @BOTH
+@BOTH_FORMS
 @pytest.mark.parametrize("value", [-1e6, 1e-3, np.inf, np.nan], ids=str)
-def test_no_output_depends_on_its_own_pixel_whatever_its_value(design, value):
-    leaks, _ = leaking(shared(design), picture(32, 32), all_positions(32, 32)[::5], value)
+def test_no_output_depends_on_its_own_pixel_whatever_its_value(design, training, value):
+    leaks, _ = leaking(shared(design), picture(32, 32), all_positions(32, 32)[::5], value, training)
     assert leaks == []
 
 
@@ -142,9 +150,11 @@ def test_no_output_depends_on_its_own_pixel_in_another_channel(design, channel):
 
 
 @BOTH
-def test_no_output_depends_on_its_own_pixel_under_xla(design):
-    """Training and inference compile."""
-    assert leaking(shared(design), picture(32, 32), all_positions(32, 32)[::3], how="xla") == ([], [])
+@BOTH_FORMS
+def test_no_output_depends_on_its_own_pixel_under_xla(design, training):
+    """Training is compiled, denoising can be."""
+    positions = all_positions(32, 32)[::3]
+    assert leaking(shared(design), picture(32, 32), positions, training=training, how="xla") == ([], [])
 
 
 @pytest.mark.slow
@@ -154,7 +164,7 @@ def test_no_output_depends_on_its_own_pixel_anywhere_in_a_larger_image():
 
 @pytest.mark.slow
 def test_no_output_depends_on_its_own_pixel_at_any_phase_under_xla():
-    assert leaking(network(), picture(64, 64), all_phases(64, 64), how="xla") == ([], [])
+    assert leaking(network(), picture(64, 64), all_phases(64, 64), training=True, how="xla") == ([], [])
 
 
 @functools.cache
@@ -165,12 +175,12 @@ def full_network(design="paper", blind=True):
 
 
 @functools.cache
-def gradient_at(i, j, design="paper", blind=True):
+def gradient_at(i, j, design="paper", training=True, blind=True):
     """Gradient of a random combination of all output channels at a pixel of a picture, [64, 64, C]."""
     net, noisy = full_network(design, blind), tf.constant(picture(64, 64)[None])
     with tf.GradientTape() as tape:
         tape.watch(noisy)
-        total = tf.reduce_sum(net(noisy)[0, i, j] * np.random.standard_normal(net.outputs))
+        total = tf.reduce_sum(net(noisy, training=training)[0, i, j] * np.random.standard_normal(net.outputs))
     return tape.gradient(total, noisy)[0].numpy()
 
 
@@ -178,9 +188,10 @@ PIXELS = [(0, 0), (63, 63), (0, 30), (17, 0), (31, 32), (45, 20)]
 
 
 @BOTH
+@BOTH_FORMS
 @pytest.mark.parametrize("pixel", PIXELS, ids=str)
-def test_the_gradient_at_the_own_pixel_is_exactly_zero_at_full_width(design, pixel):
-    gradient = gradient_at(*pixel, design)
+def test_the_gradient_at_the_own_pixel_is_exactly_zero_at_full_width(design, training, pixel):
+    gradient = gradient_at(*pixel, design, training)
     assert (gradient[pixel] == 0.0).all()
 
 
@@ -214,13 +225,14 @@ def test_all_of_the_context_is_seen(design):
 SOME = [(i, (11 * i + 5) % 64) for i in range(1, 64, 8)]
 
 
-def some_leaks(net):
-    return leaking(net, picture(64, 64), SOME, how="eager", batch_size=len(SOME))
+def some_leaks(net, training=False):
+    return leaking(net, picture(64, 64), SOME, training=training, how="eager", batch_size=len(SOME))
 
 
 @BOTH
-def test_the_unchanged_network_has_no_leak_where_the_changed_ones_are_looked_at(design):
-    assert some_leaks(network(design)) == ([], [])
+@BOTH_FORMS
+def test_the_unchanged_network_has_no_leak_where_the_changed_ones_are_looked_at(design, training):
+    assert some_leaks(network(design), training) == ([], [])
 
 
 @BOTH
@@ -256,17 +268,17 @@ def test_one_group_turned_back_wrongly_is_seen(monkeypatch, k, wrong):
 
     monkeypatch.setattr(blindspot, "rot90", rot90)
     image = tf.constant(picture(64, 64)[None])
-    blindspot.all_rotations(image, lambda x: x)
+    blindspot.all_rotations(image, lambda x: x, together=True)
     assert groups == [0, 1, 2, 3, 0, -1, -2, -3]
 
-    def call(x):
+    def call(x, training):
         groups.clear()
-        return net_call(x)
+        return net_call(x, training)
 
     net = network()
     net_call = net.call
     monkeypatch.setattr(net, "call", call)
-    assert some_leaks(net)[0]
+    assert some_leaks(net, training=True)[0]
 
 
 @pytest.mark.parametrize("level", range(5))
@@ -304,20 +316,30 @@ def test_rotating_the_input_moves_the_branches_by_one(size):
     """Group k of the turned image is group k + 1 of the image, turned. The 1x1 layers then tell them
     apart, so the whole network does not turn with the image."""
     net, image = network(), tf.constant(picture(*size)[None])
-    groups = blindspot.all_rotations(image, net.trunk)
-    turned = blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk)
+    groups = blindspot.all_rotations(image, net.trunk, together=False)
+    turned = blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk, together=False)
     for k in range(4):
         np.testing.assert_array_equal(turned[k], blindspot.rot90(groups[(k + 1) % 4], 1))
     whole = net(blindspot.rot90(image, 1)) - blindspot.rot90(net(image), 1)
     assert np.abs(whole).max() > 1e-3
 
 
-def test_the_four_calls_of_other_shapes_give_the_one_call_of_squares():
-    net = network(width=48)
-    image = picture(64, 64)[None]
-    unknown = [tf.TensorSpec((None, None, None, 3), tf.float32)]
-    in_four = tf.function(net.call, input_signature=unknown)(image)
-    np.testing.assert_allclose(in_four, net(image), rtol=0, atol=1e-5)
+@BOTH
+@pytest.mark.parametrize("blind", [True, False], ids=["blind", "plain"])
+def test_the_forms_for_training_and_denoising_are_the_same_function(design, blind):
+    """Outputs and gradients, up to rounding. Half of the picture is constant: there, values that are pooled are equal,
+    and the same one must get the gradient."""
+    net = network(design, width=16, blindspot=blind)
+    image = picture(64, 64)
+    image[:, 32:] = 0.3
+    found = []
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            outputs = net(image[None], training=training)
+            loss = tf.reduce_mean(outputs**2)
+        found.append([outputs, *tape.gradient(loss, net.trainable_variables)])
+    for denoising, training in zip(*found):
+        np.testing.assert_allclose(training, denoising, rtol=0, atol=1e-5 * np.abs(denoising).max())
 
 
 def test_images_need_not_be_square():
@@ -343,7 +365,7 @@ def test_sizes_off_the_grid_are_filled_with_what_lies_beyond_a_border(design, bl
     # The last row and column have neighbours in the filled picture, and none beyond the border of the other.
     inner = (slice(None), slice(0, 32), slice(0, 40)) if design == "compact" else slice(None)
     np.testing.assert_allclose(got[inner], expected[inner], rtol=0, atol=1e-5)
-    unknown = tf.function(net.call, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
+    unknown = tf.function(net, input_signature=[tf.TensorSpec((None, None, None, 3), tf.float32)])
     np.testing.assert_allclose(unknown(image), got, rtol=0, atol=1e-5)
 
 

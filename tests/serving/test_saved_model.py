@@ -92,10 +92,9 @@ def posterior_name(experiment):
 
 @pytest.mark.parametrize("experiment", CASES)
 def test_the_saved_model_is_the_keras_model_to_the_bit(exported, experiment):
-    """Of open sizes, like the SavedModel: a small square of known size would be a crop, see `layers.is_crop`."""
     model, _, loaded = exported(experiment)
     shapes = {name: tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in model.input.items()}
-    of_any_size = tf.function(lambda inputs: model(inputs), input_signature=[shapes])
+    of_any_size = tf.function(lambda inputs: model(inputs), input_signature=[shapes])  # traced once
     for count in (1, 2):
         for height, width in SIZES:
             noisy = pictures(count, height, width, experiment.channels)

@@ -206,29 +206,19 @@ def test_impossible_times_and_compilers_are_refused(flag, capsys):
 
 
 @pytest.mark.parametrize(
-    "jit, pixels, expected",
-    [
-        ("auto", 4 * 64 * 64, True), ("auto", 256 * 256, False), ("auto", None, False),
-        ("on", 4 * 256 * 256, True), ("on", None, True), ("off", 32 * 32, False), ("off", None, False),
-    ],
-)  # fmt: skip
-def test_xla_compiles_where_it_is_faster_or_wanted(jit, pixels, expected, monkeypatch):
+    "jit, training, expected",
+    [("auto", True, True), ("auto", False, False), ("on", False, True), ("off", True, False)],
+)
+def test_xla_compiles_where_it_is_faster_or_wanted(jit, training, expected):
     """Times: benchmarks/step.py."""
-    monkeypatch.setattr(build, "_has_accelerator", lambda: False)
-    assert build.jit_compile(jit, pixels) == expected
-
-
-def test_with_an_accelerator_xla_compiles_every_training(monkeypatch):
-    monkeypatch.setattr(build, "_has_accelerator", lambda: True)
-    assert build.jit_compile("auto", 4 * 256 * 256)
-    assert not build.jit_compile("auto")
+    assert build.jit_compile(jit, training) == expected
 
 
 def test_jax_always_compiles(monkeypatch):
     monkeypatch.setattr(build.keras.backend, "backend", lambda: "jax")
-    assert build.jit_compile("auto") and build.jit_compile("on", 2**20)
+    assert build.jit_compile("auto", training=False) and build.jit_compile("on", training=True)
     with pytest.raises(UserError, match="JAX always compiles.*received 'off'"):
-        build.jit_compile("off")
+        build.jit_compile("off", training=True)
 
 
 STAGES = {"stages": (Stage(32, 2, 0.6, 8), Stage(64, 1, 0.4, 3))}
