@@ -138,8 +138,24 @@ def _number(value, digits=2):
 
 def write_json(path, value):
     """Writes strict JSON, whole or not at all. Infinity and NaN, which JSON does not have, become null."""
-    text = json.dumps(_finite(value), indent=1, allow_nan=False) + "\n"
+    text = _text(_finite(value)) + "\n"
     images.write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _text(value, indent=""):
+    """JSON with a line for each value that holds no object, such as all scores of a picture."""
+    if not _holds_an_object(value):
+        return json.dumps(value, allow_nan=False)
+    named = isinstance(value, dict)
+    keys = [f"{json.dumps(key)}: " for key in value] if named else [""] * len(value)
+    inner = indent + " "
+    lines = [inner + key + _text(part, inner) for key, part in zip(keys, value.values() if named else value)]
+    return "\n".join(["{" if named else "[", ",\n".join(lines), indent + ("}" if named else "]")])
+
+
+def _holds_an_object(value):
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(part, dict) or _holds_an_object(part) for part in parts)
 
 
 def _finite(value):

@@ -15,7 +15,6 @@ from ssdn_tf.training import distribution, schedules
 from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 
 
-
 def training_files(options, data_dir=None):
     """(training found, held-out files) of a training.
 

@@ -157,7 +157,7 @@ class Run:
         """Images of each stage within the budget, from the speed of some steps, which are then undone."""
         before = {name: np.array(variable.numpy()) for name, variable in self.variables.items()}
         durations = []
-        for number, stage in enumerate(self.options.stages):
+        for number in range(len(self.options.stages)):
             counter = callbacks.Counter(callbacks.Position())
             for steps in (2, _MEASURED_STEPS):
                 self._fit(number, 0, steps, 1, [counter])

@@ -205,7 +205,11 @@ def test_results_are_strict_json(tmp_path):
     def refuse(constant):
         raise AssertionError(constant)
 
-    values = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
+    text = (tmp_path / "results.json").read_text()
+    values = json.loads(text, parse_constant=refuse)
+    assert [line for line in text.splitlines() if '"image": ' in line] == [
+        f"    {json.dumps(row)}{end}" for row, end in zip(values["results"][0]["rows"], [",", ""])
+    ]
     assert values["nan"] is None and [row["psnr"] for row in values["results"][0]["rows"]] == [None, None]
     assert values["results"][0]["psnr"] is None and values["results"][0]["infinite"] == {"psnr": 2}
 

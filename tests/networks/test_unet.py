@@ -107,7 +107,8 @@ def all_phases(height, width, grid=32):
     "size, channels, training",
     [
         ((32, 32), 3, False), ((32, 32), 3, True), ((32, 32), 1, False), ((32, 32), 1, True), ((32, 64), 3, False),
-        pytest.param((64, 64), 3, False, marks=pytest.mark.slow), pytest.param((64, 64), 3, True, marks=pytest.mark.slow),
+        pytest.param((64, 64), 3, False, marks=pytest.mark.slow),
+        pytest.param((64, 64), 3, True, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_no_output_depends_on_its_own_pixel_at_any_phase(design, size, channels, training):

@@ -21,6 +21,7 @@ from ssdn_tf.data.samples import Samples
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, predictor
+from ssdn_tf.networks import layers
 from ssdn_tf.training import build, callbacks, folder
 from ssdn_tf.training import run as training
 from ssdn_tf.training.options import Options, Stage, parse_stages
@@ -91,7 +92,7 @@ def test_a_compiled_run_equals_an_uncompiled_one_up_to_rounding(pictures, tmp_pa
     tf.config.run_functions_eagerly(False)
     _, expected, _ = uninterrupted
     run = training.Run(options(pictures), tmp_path / "jit", report_images=4, jit="on")
-    assert run.fit() and run.denoiser.training.jit_compile
+    assert run.fit() and all(model.jit_compile for model in run.trainings.values())
     tf.config.run_functions_eagerly(True)
     # Adam divides by the size of the gradient: rounding grows where that is near zero.
     name = next(k for k in expected if k.endswith("enc_conv1/kernel"))
@@ -231,6 +232,21 @@ def large_pictures(tmp_path_factory):
         pixels = np.random.default_rng(i).integers(0, 256, (70, 80, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     return str(folder)
+
+
+def test_each_stage_is_compiled_for_its_own_crops(large_pictures, tmp_path, monkeypatch):
+    """One compiled model for both would be for batches of any shape, which is slower."""
+    tf.config.run_functions_eagerly(False)
+    seen, all_rotations = [], layers.all_rotations
+
+    def watched(x, trunk, together):
+        seen.append((*x.shape, together))
+        return all_rotations(x, trunk, together)
+
+    monkeypatch.setattr(layers, "all_rotations", watched)
+    assert training.Run(options(large_pictures, validation="none", **STAGES), tmp_path / "a", jit="off").fit()
+    tf.config.run_functions_eagerly(True)
+    assert seen == [(2, 32, 32, 3, True), (1, 64, 64, 3, True)]
 
 
 IN_TWO_STAGES = STAGES | {"optimizer": "muon", "augment": True}
