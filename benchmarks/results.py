@@ -53,11 +53,11 @@ def denoiser(summary, result):
     experiment = result["experiment"]
     if experiment is None:
         return result["name"]
-    model = summary.get("model") or {}
-    if model.get("kind") == "pretrained":
+    model = summary["model"]
+    if model["kind"] == "pretrained":
         source = {"known": "told", "fitted": "found"}[experiment["parameter_source"]]
         return f"{model['name']}, level {source}"
-    return result["name"].partition("-")[2]
+    return f"{pathlib.Path(model['name']).name}: {result['name'].partition('-')[2]}"
 
 
 def published(names, noise, low, high, channels, **_):

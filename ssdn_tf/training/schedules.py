@@ -8,10 +8,10 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("ssdn_tf")
 class RampUpRampDown(keras.optimizers.schedules.LearningRateSchedule):
-    """Learning rate: cosine up, flat, squared cosine down to 0.
+    """Learning rate: up from 0, flat, down to 0.
 
     With t from 0 to 1 within each ramp: up as 1/2 - 1/2 cos(pi t) over the first `ramp_up` of the training, down as
-    (1/2 + 1/2 cos(pi t))^2 over the last `ramp_down`. It is 0 at the start, and a quarter of the peak half-way down.
+    (1/2 + 1/2 cos(pi t))^2 over the last `ramp_down`, a quarter of the peak half-way down. Or `linear`: t and 1 - t.
 
     Progress is counted in images, and within a stage it is proportional to them: each stage is `share` of the training.
 
@@ -19,14 +19,16 @@ class RampUpRampDown(keras.optimizers.schedules.LearningRateSchedule):
         peak: learning rate between the ramps (published: 3e-4).
         stages: (images, batch size, share) of each stage; shares sum to 1. Published: one, (images, 4, 1).
         ramp_up, ramp_down: fractions of the training (published: 0.1, 0.3).
+        linear: straight ramps, not the published cosines.
 
     Reference: Laine et al. 2019, supplement.
     """
 
-    def __init__(self, *, peak, stages, ramp_up=0.1, ramp_down=0.3):
+    def __init__(self, *, peak, stages, ramp_up=0.1, ramp_down=0.3, linear=False):
         self.peak = peak
         self.ramp_up = ramp_up
         self.ramp_down = ramp_down
+        self.linear = linear
         self.stages = [tuple(stage) for stage in stages]
         self._images = keras.Variable([0.0] * len(stages), trainable=False, dtype="float32", name="images")
         self._first = keras.Variable([0.0] * len(stages), trainable=False, dtype="float32", name="first_step")
@@ -53,14 +55,16 @@ class RampUpRampDown(keras.optimizers.schedules.LearningRateSchedule):
         done = self.progress(step)
         value = 1.0
         if self.ramp_up:
-            value = 0.5 - 0.5 * ops.cos(math.pi * ops.minimum(done / self.ramp_up, 1.0))
+            up = ops.minimum(done / self.ramp_up, 1.0)
+            value = up if self.linear else 0.5 - 0.5 * ops.cos(math.pi * up)
         if self.ramp_down:
             down = ops.clip((done - (1.0 - self.ramp_down)) / self.ramp_down, 0.0, 1.0)
-            value = value * (0.5 + 0.5 * ops.cos(math.pi * down)) ** 2
+            value = value * (1.0 - down if self.linear else (0.5 + 0.5 * ops.cos(math.pi * down)) ** 2)
         return self.peak * value
 
     def get_config(self):
-        return {"peak": self.peak, "stages": self.stages, "ramp_up": self.ramp_up, "ramp_down": self.ramp_down}
+        names = ("peak", "stages", "ramp_up", "ramp_down", "linear")
+        return {name: getattr(self, name) for name in names}
 
 
 def annealed_exponent(image, train_images):

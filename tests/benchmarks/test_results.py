@@ -8,12 +8,12 @@ import sys
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "results.py"
 
 
-def write(path, kind, source, noise, level, **numbers):
+def write(path, kind, name, source, noise, level, **numbers):
     experiment = {"noise": "additive", "parameter_source": source}
     tested = {"noise": noise, "low": level, "high": level, "channels": 3}
     result = {"name": "trained-blindspot", "dataset": "kodak", "experiment": experiment, "tested": tested}
     result |= {"psnr_noisy": 20.0, "inside_1_std": 0.7, "inside_2_std": 0.95, "standard_error_images": 0.25} | numbers
-    path.write_text(json.dumps({"model": {"kind": kind, "name": "additive-rgb"}, "results": [result]}))
+    path.write_text(json.dumps({"model": {"kind": kind, "name": name}, "results": [result]}))
     return path
 
 
@@ -24,19 +24,20 @@ def rows(*arguments):
 
 
 def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
+    network = "pretrained", "additive-rgb"
     found = {"psnr": 31.41, "estimated_level": [None, 24.8]}
     files = (
-        write(tmp_path / "a.json", "pretrained", "known", "additive", [None, 25.0], psnr=31.44),
-        write(tmp_path / "b.json", "run", "known", "gaussian", 25.0, psnr=30.0),
-        write(tmp_path / "c.json", "pretrained", "known", "additive", [50.0, 10.0], psnr=30.5),
-        write(tmp_path / "d.json", "pretrained", "fitted", "additive", [None, 25.0], **found),
+        write(tmp_path / "a.json", *network, "known", "additive", [None, 25.0], psnr=31.44),
+        write(tmp_path / "b.json", "run", "runs/mine", "known", "gaussian", 25.0, psnr=30.0),
+        write(tmp_path / "c.json", *network, "known", "additive", [50.0, 10.0], psnr=30.5),
+        write(tmp_path / "d.json", *network, "fitted", "additive", [None, 25.0], **found),
     )
     table = rows(*files)
     assert table[:1] + table[2:7] == [
         ["noise", "denoiser", "kodak"],
         ["sigma 25", "noisy", "20.00"],
         ["sigma 25", "additive-rgb, level told", "31.44 (0.25)"],
-        ["sigma 25", "blindspot", "30.00 (0.25)"],
+        ["sigma 25", "mine: blindspot", "30.00 (0.25)"],
         ["sigma 25", "additive-rgb, level found", "31.41 (0.25)"],
         ["sigma 25", "paper: blindspot-sigma_known", "32.45"],
     ]

@@ -70,6 +70,11 @@ def test_schedule_counts_images_not_steps(batch_size):
 @pytest.mark.parametrize(
     "ramps, share, height",
     [
+        ({"linear": True}, 0.0, 0.0),
+        ({"linear": True}, 0.02, 0.2),
+        ({"linear": True}, 0.4, 1.0),
+        ({"linear": True}, 0.85, 0.5),
+        ({"linear": True}, 1.0, 0.0),
         ({"ramp_up": 0.0}, 0.0, 1.0),
         ({"ramp_up": 0.0}, 0.85, 0.25),
         ({"ramp_down": 0.0}, 1.0, 1.0),
@@ -77,10 +82,10 @@ def test_schedule_counts_images_not_steps(batch_size):
         ({"ramp_up": 0.0, "ramp_down": 0.0}, 0.5, 1.0),
     ],
 )
-def test_a_ramp_of_no_length_is_left_out(ramps, share, height):
+def test_ramps_can_be_left_out_and_straight(ramps, share, height):
     schedule = RampUpRampDown(peak=PEAK, stages=[(1000, 1, 1.0)], **ramps)
     found = float(array(schedule(tensor(round(share * 1000), "int64"))))
-    assert found == pytest.approx(height * PEAK, rel=1e-5)
+    assert found == pytest.approx(height * PEAK, rel=1e-5, abs=1e-6 * PEAK)
 
 
 STAGES = [(600, 1, 0.6), (200, 2, 0.4)]  # 600 steps, then 100
@@ -107,12 +112,13 @@ def test_arguments_are_named():
 
 
 def test_schedule_survives_serialization():
-    schedule = RampUpRampDown(peak=PEAK, stages=STAGES, ramp_up=0.2, ramp_down=0.4)
+    schedule = RampUpRampDown(peak=PEAK, stages=STAGES, ramp_up=0.2, ramp_down=0.4, linear=True)
     text = json.dumps(keras.saving.serialize_keras_object(schedule))
     again = keras.saving.deserialize_keras_object(json.loads(text))
     assert isinstance(again, schedules.RampUpRampDown)
     assert again.get_config() == schedule.get_config()
     assert again.get_config()["ramp_up"] == 0.2 and again.get_config()["ramp_down"] == 0.4
+    assert again.get_config()["linear"]
 
 
 def test_an_optimizer_takes_its_rate_from_the_schedule():
