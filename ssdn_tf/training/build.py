@@ -14,8 +14,8 @@ from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.training import distribution, schedules
 from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 
-# 0.07 dB better in 2,000 crops than the published ramps: 0.03 to 0.04 by the short way up, 0.04 by straight lines (the way
-# down over 0.4 or 0.7 of the training).
+# 0.07 dB better in 2,000 crops than the published ramps: 0.03 to 0.04 by the short way up, 0.04 by straight lines (with
+# the way down over 0.4 or 0.7 of the training).
 _MUON_RAMPS = {"ramp_up": 0.02, "ramp_down": 0.5, "linear": True}
 
 
