@@ -86,7 +86,7 @@ def test_each_file_is_trained_on_with_its_own_noise(tmp_path, monkeypatch):
 
 def test_denoising_trains_on_the_pictures_first_where_it_is_asked_to(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(train_flags.PRESETS, "adapt", train_flags.PRESETS["adapt"] | {"stages": "64x1"})
-    monkeypatch.setattr(build, "jit_compile", lambda *_: False)
+    monkeypatch.setattr(build, "jit_compile", lambda *_, **__: False)
     target = tmp_path / "out"
     arguments = [f"--input={folder}", f"--output={target}", "--adapt=1s"]
     assert denoised_by(*arguments) == 0
@@ -117,7 +117,7 @@ def test_the_noise_model_is_that_of_the_network_it_starts_from(folder, tmp_path)
 def test_a_black_level_is_found_and_goes_from_the_training_to_the_denoising(tmp_path, capsys, monkeypatch):
     """Photon noise, 30 photons at white, above an offset of 25 in 8 bit."""
     monkeypatch.setitem(train_flags.PRESETS, "adapt", train_flags.PRESETS["adapt"] | {"stages": "64x1"})
-    monkeypatch.setattr(build, "jit_compile", lambda *_: False)
+    monkeypatch.setattr(build, "jit_compile", lambda *_, **__: False)
     rng, source = np.random.default_rng(0), tmp_path / "in"
     source.mkdir()
     v, u = np.mgrid[:128, :128] / 128
