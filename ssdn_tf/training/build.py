@@ -103,8 +103,8 @@ def start_of_parameter(options, samples):
 def jit_compile(jit, training):
     """Whether XLA compiles the functions of a model.
 
-    It makes a training step faster (benchmarks/step.py), but no denoising on a CPU, and compiles again for each size of
-    an image. JAX always compiles.
+    That makes a training step faster (benchmarks/step.py), but not denoising on a CPU, and XLA compiles again for each
+    size of an image. JAX always compiles.
 
     Args:
         jit: "on", "off", or "auto": for training only.

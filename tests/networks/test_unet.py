@@ -317,8 +317,9 @@ def test_rotating_the_input_moves_the_branches_by_one(size):
     """Group k of the turned image is group k + 1 of the image, turned. The 1x1 layers then tell them
     apart, so the whole network does not turn with the image."""
     net, image = network(), tf.constant(picture(*size)[None])
-    groups = blindspot.all_rotations(image, net.trunk, together=False)
-    turned = blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk, together=False)
+    together = size[0] == size[1]
+    groups = blindspot.all_rotations(image, net.trunk, together)
+    turned = blindspot.all_rotations(blindspot.rot90(image, 1), net.trunk, together)
     for k in range(4):
         np.testing.assert_array_equal(turned[k], blindspot.rot90(groups[(k + 1) % 4], 1))
     whole = net(blindspot.rot90(image, 1)) - blindspot.rot90(net(image), 1)
@@ -330,7 +331,7 @@ def test_rotating_the_input_moves_the_branches_by_one(size):
 def test_the_forms_for_training_and_denoising_are_the_same_function(design, blind):
     """Outputs and gradients, up to rounding. Half of the picture is constant: there, values that are pooled are equal,
     and the same one must get the gradient."""
-    net = network(design, width=16, blindspot=blind)
+    net = network(design, width=DESIGNS[design].width, blindspot=blind)
     image = picture(64, 64)
     image[:, 32:] = 0.3
     found = []

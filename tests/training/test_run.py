@@ -208,8 +208,11 @@ def test_impossible_times_and_compilers_are_refused(flag, capsys):
 
 @pytest.mark.parametrize(
     "jit, training, expected",
-    [("auto", True, True), ("auto", False, False), ("on", False, True), ("off", True, False)],
-)
+    [
+        ("auto", True, True), ("auto", False, False),
+        ("on", True, True), ("on", False, True), ("off", True, False), ("off", False, False),
+    ],
+)  # fmt: skip
 def test_xla_compiles_where_it_is_faster_or_wanted(jit, training, expected):
     """Times: benchmarks/step.py."""
     assert build.jit_compile(jit, training) == expected
