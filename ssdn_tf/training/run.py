@@ -19,7 +19,7 @@ from ssdn_tf.training.reports import History, Validation, progress_line
 
 _REPORTS = 20
 _LEAST_REPORT = 400  # images between two reports, where the user does not say
-_MEASURED_STEPS = 10  # of each stage, at least, to find how many fit into a time budget
+_MEASURED_STEPS = 10  # (times those at once) of each stage, at least, to find how many fit into a time budget
 _MEASURED_SECONDS = 10  # at most
 
 
@@ -156,15 +156,16 @@ class Run:
     def _measured_images(self):
         """Images of each stage within the budget, from the speed of some steps, which are then undone."""
         before = {name: np.array(variable.numpy()) for name, variable in self.variables.items()}
-        durations = []
+        durations, at_once = [], self.steps_per_execution
         for number in range(len(self.options.stages)):
             counter = callbacks.Counter(callbacks.Position())
             for steps in (2, _MEASURED_STEPS):
-                self._fit(number, 0, steps, 1, [counter])
+                self._fit(number, 0, steps * at_once, 1, [counter])
             # Short steps are measured for longer, so that one moment in which the machine is busy does not decide.
-            steps = self.devices.all_gather(int(counter.speed * min(self.options.budget / 100, _MEASURED_SECONDS)))[0]
+            seconds = min(self.options.budget / 100, _MEASURED_SECONDS)
+            steps = self.devices.all_gather(int(counter.speed * seconds / at_once))[0]
             if steps > _MEASURED_STEPS:
-                self._fit(number, 0, steps, 1, [counter])
+                self._fit(number, 0, steps * at_once, 1, [counter])
             durations.append(1.0 / counter.speed)
         with self.devices.scope():
             for name, variable in self.variables.items():

@@ -325,6 +325,28 @@ def test_intervals_end_at_multiples_and_at_the_end(step, steps, every, expected)
     assert training.intervals(step, steps, every) == expected
 
 
+def test_a_budget_can_be_planned_for_several_steps_at_once(large_pictures, tmp_path, monkeypatch):
+    """With steps that are measured for longer than the least; eager mode has none at once."""
+    monkeypatch.setattr(training, "_MEASURED_STEPS", 2)
+    tf.config.run_functions_eagerly(False)
+    fitted, fit = [], training.Run._fit
+
+    def watched(run, number, first, steps, *rest):
+        fitted.append(steps)
+        fit(run, number, first, steps, *rest)
+
+    monkeypatch.setattr(training.Run, "_fit", watched)
+    run = training.Run(
+        options(large_pictures, stages=(Stage(32, 2),), budget=120.0, validation="none"),
+        tmp_path / "a",
+        jit="off",
+        steps_per_execution=3,
+    )
+    tf.config.run_functions_eagerly(True)
+    assert run.options.train_images >= 1 and fitted[:2] == [6, 6]
+    assert len(fitted) == 3 and fitted[2] > 6 and fitted[2] % 3 == 0
+
+
 def test_a_budget_is_planned_once_and_trained_from_the_untouched_start(large_pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_MEASURED_STEPS", 2)
     unplanned = tuple(dataclasses.replace(stage, images=None) for stage in STAGES["stages"])
