@@ -38,17 +38,19 @@ def case(network, precision, jit, height, width, features, output):
 
     trained = network not in ("paper", "compact")
     keras.utils.set_random_seed(0)
-    experiment = experiments.Experiment(network=network, width=features)
+    experiment, rate = experiments.Experiment(network=network, width=features), 1.0
     if trained:
-        experiment = folder.read_options(network).experiment
-    model = models.build(experiment, precision=precision).inference
+        options = folder.read_options(network)
+        experiment, rate = options.experiment, options.rate
+    model = models.build(experiment, rate=rate, precision=precision).inference
     if trained:
         checkpoints.load_weights(f"{network}/checkpoint.npz", model)
     model.compile(jit_compile=jit)
     photograph = images.to_channels(images.read(samples.sample_photographs()[1][0]), experiment.channels)
     clean = protocol.reflect_pad(images.to_float(photograph), (512, 768))[:height, :width]
     noisy = protocol.corrupt(clean, experiment, models.noise_model(experiment), np.random.default_rng(0))
-    inputs = {"noisy": noisy.noisy[None], "noise_parameter": np.full((1, 1, 1, 1), noisy.parameter, "float32")}
+    parameter = np.reshape(np.float32(noisy.parameter), (1, 1, 1, -1))
+    inputs = {"noisy": noisy.noisy[None], "noise_parameter": parameter}
     inputs = {name: inputs[name] for name in model.input}
     first = harness.seconds(lambda: np.save(output, model.predict_on_batch(inputs)["denoised"]))
     yield {"first": first, "peak": harness.peak_mb()}

@@ -23,7 +23,7 @@ VARIANTS = [("float64", "float64"), ("float32", "float64"), ("float32", "float32
 LEVELS = (25.0, 5.0, 1.0, 0.255)  # of 255; the last is the least that the model takes
 
 
-def noisy_crops(level):
+def noisy_crops(level, channels):
     import numpy as np
 
     from ssdn_tf.data import images, samples
@@ -31,7 +31,7 @@ def noisy_crops(level):
     rng = np.random.default_rng(0)
     clean = []
     for file in samples.sample_photographs()[1] * 2:
-        pixels = images.to_channels(images.read(file), 3)
+        pixels = images.to_channels(images.read(file), channels)
         top, left = (rng.integers(side - CROP) for side in pixels.shape[:2])
         clean.append(images.to_float(pixels[top : top + CROP, left : left + CROP]))
     clean = np.stack(clean)
@@ -49,7 +49,8 @@ def variant(run, network, algebra):
     from ssdn_tf.training import folder
 
     with mock.patch.object(losses, "algebra_dtype", lambda: algebra):
-        denoiser = models.build(folder.read_options(run).experiment, precision=network)
+        options = folder.read_options(run)
+        denoiser = models.build(options.experiment, rate=options.rate, precision=network)
     checkpoints.load_weights(pathlib.Path(run) / "checkpoint.npz", denoiser.inference)
 
     @tf.function
@@ -60,7 +61,7 @@ def variant(run, network, algebra):
         return loss, gradients, denoiser.inference(inputs)["denoised"]
 
     def results(level):
-        loss, gradients, denoised = step(noisy_crops(level))
+        loss, gradients, denoised = step(noisy_crops(level, options.experiment.channels))
         vector = np.concatenate([np.asarray(gradient, np.float64).ravel() for gradient in gradients])
         return float(loss), vector, np.asarray(denoised, np.float64)
 

@@ -1,7 +1,7 @@
 """Pictures with real noise and their averaged truth: PSNR after an affine fit to the truth.
 
     python denoise.py --input=W2S/noisy --output=shipped
-    python denoise.py --input=W2S/noisy --output=adapted --adapt=15min
+    python denoise.py --input=W2S/noisy --output=adapted --adapt=5min
     python benchmarks/real_noise.py W2S shipped adapted
 
 The first folder holds noisy/ and gt/, with equal names; each of the others holds what a denoiser made of noisy/. The

@@ -48,7 +48,7 @@ def case(batch, crop, steps, features, ports, core=None, devices=1, worker=None)
 
     if devices > 1:
         distribution.split_cpu(devices)
-    places = distribution.make("auto", batch)
+    places = distribution.make("auto", [batch])
     experiment = experiments.Experiment(width=features)
     store = data.ImageStore(data.sample_photographs()[0], crop)
     samples = data.Samples(store, experiment, models.noise_model(experiment), crop=crop, seed=0)

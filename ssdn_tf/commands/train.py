@@ -53,8 +53,8 @@ def _make_devices(values, options):
     if values.cpu_devices > 1:
         distribution.split_cpu(values.cpu_devices)
     # All stages must share their batches evenly.
-    batch_size = math.gcd(*(stage.batch_size for stage in options.stages))
-    devices = distribution.make(values.strategy, batch_size, 60 * values.wait_minutes)
+    batch_sizes = [stage.batch_size for stage in options.stages]
+    devices = distribution.make(values.strategy, batch_sizes, 60 * values.wait_minutes)
     if devices.strategy and values.steps_per_execution > 1:
         raise UserError("--steps_per_execution: Keras takes only one step at a time with several replicas.")
     if options.precision == "bfloat16":

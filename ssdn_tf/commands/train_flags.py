@@ -10,7 +10,8 @@ from ssdn_tf.commands import cli, level_flags
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
-from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.levels import LEVELS, LIKELIHOODS
+from ssdn_tf.training import tf_config
 from ssdn_tf.training.options import Options, parse_stages
 
 _PAPER = {
@@ -106,7 +107,7 @@ def _noise(values):
     flags.DEFINE_enum(
         "likelihood",
         None,
-        experiments.LIKELIHOODS,
+        LIKELIHOODS,
         "for impulse noise: the paper's two moments, the exact mixture, or the mean of both",
         **define,
     )
@@ -161,7 +162,7 @@ def _optimization(values):
         "of the network in training; weights and likelihood keep theirs",
         **define,
     )
-    flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, **define)
+    flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, upper_bound=2**32 - 1, **define)
     flags.DEFINE_string("warm_start", "", "run, or network of the package, whose weights to start from", **define)
 
 
@@ -174,7 +175,7 @@ def _run(values):
     flags.DEFINE_integer(
         "report_images",
         None,
-        "crops between two reports (default: 20 reports, at least 100 crops apart)",
+        "crops between two reports (default: 20 reports, at least 400 crops apart)",
         lower_bound=1,
         **define,
     )
@@ -199,7 +200,7 @@ def _devices(values):
     flags.DEFINE_enum(
         "strategy",
         "auto",
-        ("auto", "one_device", "mirrored", "multi_worker"),
+        tf_config.STRATEGIES,
         "auto: the workers of TF_CONFIG if it names several, else all GPUs; mirrored: all devices of this machine",
         **define,
     )
@@ -213,11 +214,12 @@ def experiment_from_flags(values, preset):
     Raises:
         UserError: unknown name, or flags that exclude each other.
     """
-    network = {"network": values.network or preset["network"], "width": values.width}
+    adapts = values.preset == "adapt"
+    start = _start_of(values) if adapts else experiments.Experiment(network=preset["network"])
+    network = {"network": values.network or start.network, "width": values.width or start.width}
     if values.experiment:
         return dataclasses.replace(_published(values, preset), **network)
-    adapts = values.preset == "adapt"
-    noise = values.noise or (_noise_of(values.warm_start) if adapts else "gaussian")
+    noise = values.noise or start.noise
     pipeline = values.pipeline or "blindspot"
     low, high = level_flags.read_trainable(values, noise)
     if pipeline != "blindspot":
@@ -229,29 +231,39 @@ def experiment_from_flags(values, preset):
     source = values.parameter_source or ("global" if unknown and not adapts else "known")
     if unknown and not adapts and source == "known":
         raise UserError(f"expected {level_flags.choice(noise)} with --noisy --parameter_source=known, received none.")
-    if unknown and adapts and source == "known":
-        low = high = None  # the network that the training starts from finds it
+    if unknown:
+        low = high = None  # it is learned, or the network that the training starts from finds it
     return experiments.Experiment(
         noise=noise,
         low=low,
         high=high,
         pipeline=pipeline,
         parameter_source=source if pipeline == "blindspot" else None,
-        diagonal=values.covariance == "diagonal",
+        diagonal=start.diagonal if values.covariance is None else values.covariance == "diagonal",
         channels=int(values.channels or 3),
         likelihood=_likelihood(values, noise, pipeline, preset),
         **network,
     )
 
 
-def _noise_of(start):
-    """The noise model of the network that a training starts from."""
+def _start_of(values):
+    """The Experiment of the network that adapting starts from."""
     from ssdn_tf.inference import pretrained
     from ssdn_tf.training import folder
 
+    start = values.warm_start
     if start in pretrained.names():
-        return pretrained.card(start)["experiment"]["noise"]
-    return folder.read_options(start).experiment.noise
+        experiment = experiments.Experiment(**pretrained.card(start)["experiment"])
+    else:
+        experiment = folder.read_options(start).experiment
+    channels = int(values.channels or 3)
+    if experiment.channels != channels:
+        kinds = {1: "gray pictures", 3: "pictures in colour"}
+        raise UserError(
+            f"expected a network for {kinds[channels]} to start from, received {start}, which is for "
+            f"{kinds[experiment.channels]}."
+        )
+    return experiment
 
 
 def _published(values, preset):
@@ -360,6 +372,9 @@ def _value_range(values):
 def _check_noisy(values, experiment):
     if experiment.pipeline in ("n2c", "n2n"):
         raise UserError(f"--noisy needs a pipeline without clean images, received --pipeline={experiment.pipeline}.")
+    if experiment.parameter_source == "known" and not experiment.fixed:
+        flag = level_flags.choice(experiment.noise)
+        raise UserError(f"{flag}: expected one level of images that are noisy already, received a range.")
     if values.validation not in (None, "none", "held_out"):
         raise UserError(f"--validation: with --noisy, expected held_out or none, received '{values.validation}'.")
 

@@ -1,13 +1,26 @@
 """Noisy pictures of any kind as training data, and the range of their intensities. NumPy."""
 
+import pathlib
+
 import numpy as np
 
 from ssdn_tf.data import files, images
 from ssdn_tf.data.samples import Subset
 from ssdn_tf.errors import UserError
 
-_SAMPLED_PLANES = 32  # of a set, for its range of intensities
+SAMPLED = 32  # planes of a set, for its range of intensities
 _SAMPLED_PIXELS = 2**16  # of each
+
+
+def spread(count, most=SAMPLED):
+    """At most `most` of the numbers below `count`, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
+
+
+def name_of(path, folder):
+    """The name of a file below a folder, with its subfolders; of another file, without any."""
+    path, folder = pathlib.Path(path), pathlib.Path(folder)
+    return path.relative_to(folder).as_posix() if folder in path.parents else path.name
 
 
 def measured_range(planes):
@@ -17,15 +30,18 @@ def measured_range(planes):
     (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
 
     Args:
-        planes: iterable of [H,W,C]; the first 32 are read. Without any, 0 and 1.
+        planes: iterable of [H,W,C], of a large set `spread` over it. Damaged ones are left out; without any, 0 and 1.
     """
     values, dtype = [], None
-    for plane, _ in zip(planes, range(_SAMPLED_PLANES)):
+    for plane in planes:
         dtype = plane.dtype
         if dtype == np.uint8:
             return 0.0, 255.0
         step = max(int((plane.size // _SAMPLED_PIXELS) ** 0.5), 1)
-        values.append(np.ravel(plane[::step, ::step]).astype(np.float64))
+        try:
+            values.append(np.ravel(plane[::step, ::step]).astype(np.float64))
+        except UserError:
+            continue  # which is said when its turn comes
     if not values:
         return 0.0, 1.0
     low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
@@ -66,15 +82,16 @@ class NoisyPlanes:
         crop: least height and width; smaller planes are left out with a warning, and so are files that cannot be read.
         memory_mb: most memory for the planes, in MiB.
         limits: (black, white); None: see `measured_range`.
+        folder: that the files are below, which their names leave out.
 
     Raises:
         UserError: no usable plane is left.
     """
 
-    def __init__(self, paths, crop, memory_mb=2048, limits=None):
+    def __init__(self, paths, crop, memory_mb=2048, limits=None, folder=""):
         self.names, planes, small = [], [], []
         left = memory_mb * 2**20
-        for name, plane in _planes(paths):
+        for name, plane in _planes(paths, folder):
             if min(plane.shape[:2]) < crop:
                 small.append(name.rpartition("#")[0])
                 continue
@@ -94,7 +111,7 @@ class NoisyPlanes:
                 f"expected pictures of one dtype, or a range of intensities, received {' and '.join(dtypes)}."
             )
         self.noise = None  # a training.found_noise.FoundNoise, once it is found
-        self.limits = limits or measured_range(planes)
+        self.limits = limits or measured_range([planes[i] for i in spread(len(planes))])
         self._planes = [to_unit(plane, self.limits) for plane in planes]
 
     def __len__(self):
@@ -124,11 +141,11 @@ class NoisyPlanes:
         return Subset(self, [i for i, least in enumerate(self.sides()) if least >= side])
 
 
-def _planes(paths):
-    """(name, plane) of all files; one that cannot be read, or its rest, is left out with a warning."""
+def _planes(paths, folder):
+    """(name, plane in memory) of all files; one that cannot be read, or its rest, is left out with a warning."""
     for path in paths:
         try:
             for number, plane in enumerate(files.read(path)):
-                yield f"{path.name}#{number}", plane
+                yield f"{name_of(path, folder)}#{number}", np.asarray(plane)
         except UserError as error:
             images.warn(f"left out {error}")

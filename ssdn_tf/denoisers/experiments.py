@@ -7,7 +7,6 @@ from ssdn_tf.noise.levels import LEVELS
 NOISES = tuple(LEVELS)
 PIPELINES = ("blindspot", "mean", "n2c", "n2n")
 SOURCES = ("known", "global", "per_image", "fitted")
-LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,9 @@ class Experiment:
         return LEVELS[self.noise].to_parameter(level)
 
     def draw_parameter(self, rng):
-        """The noise parameter of one picture, between `low` and `high`."""
-        return self.parameter(LEVELS[self.noise].draw(self.low, self.high, rng))
+        """The noise parameter of one picture, between `low` and `high`; where they are unknown, one of no meaning."""
+        level = LEVELS[self.noise]
+        return self.parameter(level.default if self.low is None else level.draw(self.low, self.high, rng))
 
     def level(self, parameter):
         """The inverse of `parameter`."""

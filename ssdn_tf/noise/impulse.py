@@ -8,11 +8,10 @@ import numpy as np
 from keras import ops
 
 from ssdn_tf.noise import fitting, linalg
-from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.noise.levels import LEVELS, LIKELIHOODS
 from ssdn_tf.noise.model import NoiseModel
 from ssdn_tf.noise.prior import Prior
 
-LIKELIHOODS = ("moments", "mixture", "combined")
 _PRIOR_VARIANCE = 1e-6  # added to sigma_x throughout the impulse model, as published
 _ALPHA_KNEE, _ALPHA_END = 0.999, 1.0 - 1e-6  # above the knee, the learned alpha bends towards the end
 

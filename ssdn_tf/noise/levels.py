@@ -15,6 +15,8 @@ training refuses it (`check_trainable`).
 import dataclasses
 import math
 
+LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
+
 
 @dataclasses.dataclass(frozen=True)
 class Level:

@@ -76,6 +76,15 @@ class Counter(keras.callbacks.Callback):
 class Divergence(keras.callbacks.Callback):
     """Raises a UserError after too many steps without a finite gradient; on all workers, which count the same."""
 
+    def __init__(self):
+        super().__init__()
+        self._batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches += 1
+        if self._batches % _TOO_MANY_SKIPS == 0:  # seldom, because it waits for the device
+            self.on_epoch_end(None)
+
     def on_epoch_end(self, epoch, logs=None):
         count = _number(self.model.optimizer.skipped_in_a_row)
         if count >= _TOO_MANY_SKIPS:

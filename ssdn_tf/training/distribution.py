@@ -9,6 +9,7 @@ to the rounding of sums.
 
 import contextlib
 import json
+import math
 import zlib
 
 import keras
@@ -17,8 +18,6 @@ import numpy as np
 from ssdn_tf.data import images
 from ssdn_tf.errors import UserError
 from ssdn_tf.training import tf_config, workers
-
-STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
 
 
 class Devices:
@@ -181,13 +180,13 @@ def require_same(devices, description):
 # ---------------------------------------------------------------- choosing devices
 
 
-def make(strategy, batch_size, wait_seconds=600):
+def make(strategy, batch_sizes, wait_seconds=600):
     """Returns the Devices of a training. Call it before TensorFlow computes anything.
 
     Args:
-        strategy: one of STRATEGIES. auto: multi_worker if TF_CONFIG names several workers; else all GPUs,
+        strategy: one of `tf_config.STRATEGIES`. auto: multi_worker if TF_CONFIG names several workers; else all GPUs,
             or as many as share a batch evenly.
-        batch_size: crops in a step, over all replicas.
+        batch_sizes: crops in a step of each stage, over all replicas.
         wait_seconds: how long to wait for other workers at most.
 
     Raises:
@@ -199,11 +198,11 @@ def make(strategy, batch_size, wait_seconds=600):
     elif strategy == "one_device":
         return Devices()
     else:
-        devices = _mirrored(_local_devices(), strategy == "mirrored", batch_size)
-    if batch_size % devices.replicas:
+        devices = _mirrored(_local_devices(), strategy == "mirrored", math.gcd(*batch_sizes))
+    if math.gcd(*batch_sizes) % devices.replicas:
         raise UserError(
             f"expected a batch size that is a multiple of {devices.replicas}, the number of devices that share a "
-            f"batch, received {batch_size}."
+            f"batch, received {' and '.join(map(str, batch_sizes))}."
         )
     return devices
 

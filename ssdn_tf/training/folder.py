@@ -35,6 +35,11 @@ def new_run_dir(root, name):
     return root / f"{max(numbers, default=-1) + 1:05d}-{name}"
 
 
+def has_begun(run_dir):
+    """True where an earlier start has left something to go on from."""
+    return (pathlib.Path(run_dir) / "checkpoint.npz").exists()
+
+
 def read_options(run_dir):
     """Options of an existing run.
 
@@ -51,7 +56,7 @@ def read_options(run_dir):
 
 
 def claim(run_dir, options):
-    """Makes the folder of a run, or checks that an existing one belongs to these options.
+    """Makes the folder of a run, or checks that one with a checkpoint belongs to these options.
 
     Returns:
         (lock, options): the lock of the folder, an open file; no other process can claim the folder before it is closed
@@ -115,7 +120,7 @@ def write_options(run_dir, options):
 
 
 def _write_or_compare(run_dir, options):
-    """The options of the folder: these, or those already there, which must agree."""
+    """The options of the folder: these, or those already there, which must agree if a checkpoint belongs to them."""
     if not (run_dir / "options.json").exists():
         write_options(run_dir, options)
         return options
@@ -127,6 +132,9 @@ def _write_or_compare(run_dir, options):
         planned = dataclasses.replace(options, stages=existing.stages) if same else options
     there, asked = _flat(existing.to_dict()), _flat(planned.to_dict())
     differing = [key for key in asked if there[key] != asked[key]]
+    if differing and not has_begun(run_dir):
+        write_options(run_dir, options)
+        return options
     if differing:
         had = ", ".join(f"{key}={there[key]}" for key in differing)
         got = ", ".join(f"{key}={asked[key]}" for key in differing)

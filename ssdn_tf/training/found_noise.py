@@ -9,7 +9,7 @@ import json
 import pathlib
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import to_unit
+from ssdn_tf.data.planes import name_of, spread, to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import pictures, ranges
@@ -26,7 +26,7 @@ class FoundNoise:
     """Noise parameters, in the unit of the noise model.
 
     together: the one at which all images are most likely.
-    by_file: {name of a file: its own}.
+    by_file: {name of a file, as `planes.name_of` gives it: its own}.
     """
 
     together: object
@@ -52,10 +52,11 @@ def limits(options, run_dir, store):
     """
     if options.value_range or not is_needed(options):
         return store.limits
-    if (pathlib.Path(run_dir) / "options.json").exists():
+    if folder.has_begun(run_dir):
         return folder.read_options(run_dir).value_range or store.limits
-    start, count = pictures.load_once(options.warm_start), min(len(store), ranges.PLANES)
-    found, origin = ranges.with_black_level(store.limits, start, [store[i] for i in range(count)])
+    start = pictures.load_once(options.warm_start)
+    planes = [store[i] for i in spread(len(store), ranges.PLANES)]
+    found, origin = ranges.with_black_level(store.limits, start, planes)
     if found != store.limits:
         print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
     return found
@@ -71,16 +72,14 @@ def find(options, run_dir, store, held_out):
         held_out: files.
     """
     path = pathlib.Path(run_dir) / NAME
-    try:
-        return FoundNoise(**json.loads(path.read_text()))
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
+    if folder.has_begun(run_dir):
+        try:
+            return FoundNoise(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
     start, noise = pictures.load_once(options.warm_start), models.noise_model(options.experiment)
-    pixels = {
-        name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store, held_out).items()
-    }
+    named = _planes(store, held_out, options.train_data)
+    pixels = {name: [start.middle_pixels(plane) for plane in planes] for name, planes in named.items()}
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
     found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
     noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
@@ -107,7 +106,7 @@ def _level(options, parameter):
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _planes(store, held_out):
+def _planes(store, held_out, folder):
     """{name of a file: some of its planes}, of some files of the store and of the held-out ones."""
     numbers = {}
     for number, name in enumerate(store.names):
@@ -117,7 +116,7 @@ def _planes(store, held_out):
     for file in held_out:
         try:
             picture = files.read(file)
-            found[file.name] = [to_unit(picture[i], store.limits) for i in _some(range(len(picture)))]
+            found[name_of(file, folder)] = [to_unit(picture[i], store.limits) for i in _some(range(len(picture)))]
         except UserError:
             continue  # the validation warns
     return found

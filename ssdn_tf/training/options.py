@@ -39,8 +39,8 @@ def parse_stages(text):
         if not found or (found[3] is None and "," in text):
             raise ValueError(f"expected crop x batch : share, such as 64x1:0.6,128x1:0.4, received '{text}'.")
         stages.append(Stage(int(found[1]), int(found[2]), float(found[3] or 1)))
-    if abs(sum(stage.share for stage in stages) - 1) > 1e-6:
-        raise ValueError(f"expected shares that sum to 1, received '{text}'")
+    if abs(sum(stage.share for stage in stages) - 1) > 1e-6 or not all(stage.share for stage in stages):
+        raise ValueError(f"expected shares above 0 that sum to 1, received '{text}'")
     return tuple(stages)
 
 

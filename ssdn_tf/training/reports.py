@@ -10,7 +10,7 @@ import numpy as np
 
 from ssdn_tf.data import images
 from ssdn_tf.data.files import read as read_any
-from ssdn_tf.data.planes import to_unit
+from ssdn_tf.data.planes import name_of, to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import metrics, protocol
@@ -29,26 +29,27 @@ class Validation:
 
     def __init__(self, files, options, found=None, most=4):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
-        self.options, self.cases, self.noisy, self._scorer, self._found = options, [], [], None, found
+        self.options, self.cases, self.noisy, self._scorer = options, [], [], None
         for file in files[:most]:
+            try:
+                image = self._middle(file)
+            except UserError as error:
+                images.warn(f"left out {error}")
+                continue
             if options.noisy_already:
-                self.noisy += self._noisy_image(file)
+                name = name_of(file, options.train_data)
+                self.noisy.append((image, found.of(name) if found else experiment.draw_parameter(None)))
             else:
-                image = images.to_channels(images.read(file), experiment.channels)
-                image = images.to_float(images.middle(image, _VALIDATION_SIDE))
                 generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
                 self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 
-    def _noisy_image(self, file):
-        """[(the middle of the first plane of a file, its noise)], or [] with a warning if it cannot be read."""
-        try:
-            plane = to_unit(read_any(file)[0], self.options.value_range)
-        except UserError as error:
-            images.warn(f"left out {error}")
-            return []
-        experiment = self.options.experiment
-        parameter = self._found.of(file.name) if self._found else experiment.parameter(experiment.low)
-        return [(images.to_channels(images.middle(plane, _VALIDATION_SIDE), experiment.channels), parameter)]
+    def _middle(self, file):
+        """float32 [h,w,C]: the middle of the first plane of a file."""
+        if self.options.noisy_already:
+            plane = to_unit(images.middle(read_any(file)[0], _VALIDATION_SIDE), self.options.value_range)
+        else:
+            plane = images.to_float(images.middle(images.read(file), _VALIDATION_SIDE))
+        return images.to_channels(plane, self.options.experiment.channels)
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""
@@ -118,12 +119,21 @@ def _event_writer(run_dir):
     writer = EventFileWriter(str(run_dir))
 
     def write(row):
-        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in row.items() if k != "images"]
+        values = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in _scalars(row) if k != "images"]
         summary = summary_pb2.Summary(value=values)
         writer.add_event(event_pb2.Event(wall_time=time.time(), step=row["images"], summary=summary))
         writer.flush()
 
     return write
+
+
+def _scalars(row):
+    """(name, number) of a report; of a noise level of two numbers, each has a name, and one that is not there none."""
+    for name, value in row.items():
+        if isinstance(value, tuple):
+            yield from ((f"{name}/{i}", part) for i, part in enumerate(value) if part is not None)
+        else:
+            yield name, value
 
 
 def duration(seconds):
@@ -138,7 +148,7 @@ def duration(seconds):
 
 def progress_line(row, options, left):
     """What the terminal shows of a report."""
-    total = options.train_images
+    total = options.images_seen(options.steps)
     parts = [
         f"{row['images']:>{len(f'{total:,}')},} / {total:,} images",
         "?/s" if math.isnan(row["images_per_second"]) else f"{row['images_per_second']:.1f}/s",

@@ -132,8 +132,19 @@ class Run:
                 start = self.options.warm_start
                 path = pretrained.weights(start) or pathlib.Path(start) / "checkpoint.npz"
                 checkpoints.load_weights(path, self.denoiser.inference)
+                self._start_level(start)
                 for variable, average in zip(self.denoiser.training.trainable_variables, self.optimizer.averages):
                     average.assign(variable.numpy())
+
+    def _start_level(self, start):
+        """Brings a learned noise parameter, which is stored divided by its rate, from one training to another."""
+        if self.options.experiment.parameter_source != "global":
+            return
+        layer = self.denoiser.training.get_layer("parameter")
+        if self.options.start in ("published", "estimate"):
+            layer.raw.assign(layer.raw.numpy() * folder.read_options(start).rate / layer.rate)
+        else:
+            layer.raw.assign(np.full(layer.raw.shape, layer.start) / layer.rate)
 
     def _open_history(self):
         if self.devices.is_chief:
@@ -141,13 +152,13 @@ class Run:
 
     def _plan(self):
         """Finds how many images fit into the budget, once, and writes it into the folder of the run."""
-        if not self.options.planned:
+        if not self.devices.all_gather(int(self.options.planned))[0]:  # only the chief reads the plan of a run
             counts = self._measured_images()
             self.options = self.options.with_counts([self.devices.all_gather(count)[0] for count in counts])
             if self.devices.is_chief:
                 folder.write_options(self.run_dir, self.options)
         elif self.options.budget:
-            counts = [self.devices.all_gather(stage.images)[0] for stage in self.options.stages]
+            counts = [self.devices.all_gather(stage.images or 0)[0] for stage in self.options.stages]
             self.options = self.options.with_counts(counts)
         self.schedule.plan([stage.images for stage in self.options.stages])
         if keras.backend.backend() == "jax":
@@ -318,10 +329,12 @@ def _open(options, run_dir, data_dir, memory_mb):
     files, held_out = build.training_files(options, data_dir)
     crop = min(stage.crop for stage in options.stages)
     if options.noisy_already:
-        store = NoisyPlanes(files, crop, memory_mb, options.value_range)
+        store = NoisyPlanes(files, crop, memory_mb, options.value_range, options.train_data)
         limits = found_noise.limits(options, run_dir, store)
         # Read again rather than shifted in memory: a start that knows the range must get the same pictures to the bit.
-        return store if limits == store.limits else NoisyPlanes(files, crop, memory_mb, limits), held_out
+        if limits != store.limits:
+            store = NoisyPlanes(files, crop, memory_mb, limits, options.train_data)
+        return store, held_out
     return ImageStore(files, crop, memory_mb), held_out
 
 

@@ -6,6 +6,8 @@ import os
 
 from ssdn_tf.errors import UserError
 
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker")
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:

@@ -58,10 +58,11 @@ def test_each_file_is_trained_on_with_its_own_noise(tmp_path, monkeypatch):
     """Sigma 10 and 40: a training that is told less noise than there is takes the rest for detail."""
     v, u = np.mgrid[:96, :96] / 96
     clean = np.stack([0.4 + 0.2 * np.sin(3 * u + c) * np.cos(2 * v) for c in range(3)], axis=-1)
-    (tmp_path / "in").mkdir()
-    for name, sigma in (("a", 10), ("b", 40)):
+    for name, sigma in (("a/x", 10), ("b/x", 40)):
         noisy = clean + sigma / 255 * np.random.default_rng(0).standard_normal(clean.shape)
-        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", noisy.astype(np.float32), photometric="rgb")
+        path = tmp_path / "in" / f"{name}.tif"
+        path.parent.mkdir(parents=True)
+        tifffile.imwrite(path, noisy.astype(np.float32), photometric="rgb")
     told = {}
     batch = samples.Samples.__getitem__
 
@@ -79,7 +80,7 @@ def test_each_file_is_trained_on_with_its_own_noise(tmp_path, monkeypatch):
         gain, readout = parameter.ravel()
         assert 255 * (0.4 * gain + readout**2) ** 0.5 == pytest.approx(expected, rel=0.1), (std, parameter)
     stored = json.loads((tmp_path / "run" / "noise.json").read_text())
-    assert stored["by_file"].keys() == {"a.tif", "b.tif"}
+    assert stored["by_file"].keys() == {"a/x.tif", "b/x.tif"}
     # The run finds the noise of each picture, too.
     assert denoised_by(f"--model={tmp_path / 'run'}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}") == 0
 
@@ -112,6 +113,23 @@ def test_the_noise_model_is_that_of_the_network_it_starts_from(folder, tmp_path)
     assert options.experiment.noise == "impulse" and options.experiment.likelihood == "combined"
     values = cli.parse(train_flags.define, ["x.py", "--preset=adapt", f"--train_data={folder}"])
     assert train_flags.options_from_flags(values).experiment.noise == "additive"
+
+
+def test_adapting_takes_the_size_of_the_network_it_starts_from(folder, tmp_path):
+    start = tmp_path / "start"
+    flags = ["--noise=poisson_gaussian", "--lam=50", "--sigma=10", "--width=2", "--covariance=diagonal", "--jit=off"]
+    assert call(*flags, "--preset=quick", "--train_images=1", f"--run_dir={start}", "--stages=32x1") == 0
+    flags = ["--preset=adapt", f"--train_data={folder}", f"--warm_start={start}", f"--run_dir={tmp_path / 'run'}"]
+    assert call(*flags, "--train_images=1", "--stages=32x1", "--jit=off", "--validation=none") == 0
+    experiment = json.loads((tmp_path / "run" / "options.json").read_text())["experiment"]
+    assert experiment["width"] == 2 and experiment["diagonal"] and experiment["noise"] == "poisson_gaussian"
+
+
+def test_a_network_for_other_pictures_is_no_start(folder, tmp_path, capsys):
+    words = "expected a network for gray pictures to start from, received impulse-rgb, which is for pictures in colour"
+    flags = ["--preset=adapt", "--channels=1", "--warm_start=impulse-rgb", f"--run_dir={tmp_path / 'run'}"]
+    assert call(*flags, f"--train_data={folder}") == 1 and words in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_black_level_is_found_and_goes_from_the_training_to_the_denoising(tmp_path, capsys, monkeypatch):

@@ -55,7 +55,9 @@ WRONG = {
     "--nose=gaussian": "nose",
     "--stages=50x1": "--stages: expected crops that are multiples of 8, received 50",
     "--stages=64": "--stages: expected crop x batch : share, .* received '64'",
-    "--stages=64x1:0.5,128x1:0.4": "--stages: expected shares that sum to 1",
+    "--stages=64x1:0.5,128x1:0.4": "--stages: expected shares above 0 that sum to 1",
+    "--stages=64x1:0.0,128x1:1.0": "--stages: expected shares above 0 that sum to 1",
+    "--seed=4294967296": "seed.*4294967296",
     "--preset=paper --stages=72x1": "--stages: expected crops that are multiples of 32, received 72",
     "--budget=soon": "--budget: expected a time such as 90s, 30min or 2h, received 'soon'",
     "--budget=0min": "--budget: expected a time",
@@ -71,6 +73,7 @@ WRONG = {
     "--pipeline=n2c --covariance=diagonal": "--covariance is only for --pipeline=blindspot",
     "--likelihood=mixture": "--likelihood is only for impulse noise",
     "--noisy --pipeline=n2n": "--noisy needs a pipeline without clean images",
+    "--noisy --sigma=5,50": "--sigma: expected one level of images that are noisy already, received a range",
     "--noisy --validation=kodak": "--validation: with --noisy, expected held_out or none",
     "--parameter_start=high": "--parameter_start: .* a level, a number between 0 and 255 .*, received 'high'",
     "--noise=impulse --parameter_start=1": "--parameter_start: .* a level, a number between 0 and 1 .*, received '1'",
@@ -145,6 +148,12 @@ def test_flags_change_what_a_preset_says():
     noisy = options("--noisy", "--train_data=x")
     assert noisy.experiment.parameter_source == "global" and noisy.validation == "held_out"
     assert options("--experiment=gauss25-n2c", "--network=compact").experiment.name == "gauss25-n2c-compact"
+
+
+def test_noisy_images_of_an_unknown_level_are_not_named_by_one():
+    assert options("--noisy").experiment.name == "gauss-blindspot-sigma_global-compact"
+    assert options("--noisy", "--sigma=30").experiment.name == "gauss30-blindspot-sigma_known-compact"
+    assert isinstance(options("--noisy").experiment.draw_parameter(None), float)
 
 
 def test_a_named_experiment_is_the_published_row():

@@ -5,7 +5,7 @@ import pytest
 import tifffile
 
 from ssdn_tf.data import images
-from ssdn_tf.data.planes import NoisyPlanes, measured_range, to_unit
+from ssdn_tf.data.planes import NoisyPlanes, measured_range, name_of, spread, to_unit
 from ssdn_tf.errors import UserError
 
 
@@ -77,3 +77,25 @@ def test_pictures_of_two_dtypes_need_a_range(tmp_path):
     with pytest.raises(UserError, match="expected pictures of one dtype.*uint16 and uint8"):
         NoisyPlanes(paths, 32)
     assert len(NoisyPlanes(paths, 32, limits=(0, 255))) == 2
+
+
+def test_pictures_of_one_name_in_several_folders_are_told_apart(tmp_path):
+    paths = [tmp_path / "a" / "x.png", tmp_path / "b" / "x.png"]
+    for path in paths:
+        images.write(path, np.zeros((40, 40, 3), np.uint8))
+    assert NoisyPlanes(paths, 32, folder=tmp_path).names == ["a/x.png#0", "b/x.png#0"]
+    assert name_of(paths[0], tmp_path) == "a/x.png" and name_of(paths[0], paths[0]) == "x.png"
+
+
+@pytest.mark.parametrize("count, most, expected", [(0, 4, []), (1, 4, [0]), (3, 4, [0, 1, 2]), (10, 4, [0, 3, 6, 9])])
+def test_what_is_looked_at_is_spread_over_all(count, most, expected):
+    assert spread(count, most) == expected
+
+
+def test_a_damaged_plane_leaves_the_range_to_the_others():
+    class Damaged(np.ndarray):
+        def __getitem__(self, key):
+            raise UserError("damaged")
+
+    good = np.array([[[100]], [[4000]]], "uint16")
+    assert measured_range([good.view(Damaged), good]) == measured_range([good])

@@ -173,9 +173,3 @@ def test_experiments_survive_json_and_cannot_be_changed():
         assert Experiment(**json.loads(json.dumps(experiment.to_dict()))) == experiment
     with pytest.raises(dataclasses.FrozenInstanceError):
         Experiment().noise = "poisson"
-
-
-def test_the_likelihoods_are_those_of_the_noise_model():
-    from ssdn_tf.noise import impulse
-
-    assert experiments.LIKELIHOODS == impulse.LIKELIHOODS

@@ -132,6 +132,13 @@ def test_an_interval_that_is_not_whole_is_reported_at_the_end_of_a_stage_only():
     assert reports(7) == [7] and reports(100) == []
 
 
+def test_they_are_not_left_to_the_end_of_an_interval():
+    counter = Counter(Position())
+    with pytest.raises(UserError, match="100 steps in a row"):
+        run([counter, Divergence()], 1000, skipped=100)
+    assert counter.position.step == 100
+
+
 def test_too_many_skipped_steps_in_a_row_end_the_training_with_advice():
     for skipped in (99, 100):
         watching = [Counter(Position()), Divergence()]

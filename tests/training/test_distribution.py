@@ -40,7 +40,7 @@ from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 out, strategy, count, seeds = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
 if count > 1:
     distribution.split_cpu(count)
-devices = distribution.make(strategy, 4)
+devices = distribution.make(strategy, [4])
 
 def experiment_of(muon):
     return experiments.Experiment(width=4, network="compact") if muon else experiments.Experiment(network="tiny")
@@ -252,7 +252,7 @@ def chosen(monkeypatch, found, strategy, batch_size):
     taken = []
     monkeypatch.setattr("tensorflow.distribute.MirroredStrategy", taken.extend)
     monkeypatch.setattr(distribution, "TensorFlowDevices", lambda _: types_of(len(taken)))
-    return distribution.make(strategy, batch_size).replicas
+    return distribution.make(strategy, [batch_size]).replicas
 
 
 def types_of(count):

@@ -38,6 +38,7 @@ def test_a_second_trainer_is_refused_and_touches_nothing(tmp_path):
 @pytest.mark.parametrize("options", [OPTIONS, Options(Experiment(), seed=1)])
 def test_a_claim_that_fails_or_is_closed_leaves_the_folder_free(tmp_path, options):
     folder.claim(tmp_path / "run", OPTIONS)[0].close()
+    (tmp_path / "run" / "checkpoint.npz").touch()
     if options != OPTIONS:
         with pytest.raises(UserError, match="expected seed=0, received seed=1"):
             folder.claim(tmp_path / "run", options)
@@ -128,6 +129,15 @@ def test_the_images_that_a_budget_allows_are_kept_by_the_folder(tmp_path):
     lock, options = folder.claim(tmp_path / "run", BUDGET)
     lock.close()
     assert options == planned
+    (tmp_path / "run" / "checkpoint.npz").touch()
     for other in ({"budget": 60.0}, {"stages": (Stage(64, 1),)}):
         with pytest.raises(UserError, match="started with other options"):
             folder.claim(tmp_path / "run", dataclasses.replace(BUDGET, **other))
+
+
+def test_a_start_that_failed_before_its_first_checkpoint_blocks_no_other(tmp_path):
+    folder.claim(tmp_path / "run", BUDGET)[0].close()
+    other = dataclasses.replace(BUDGET, seed=3)
+    lock, options = folder.claim(tmp_path / "run", other)
+    lock.close()
+    assert options == other == folder.read_options(tmp_path / "run")

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import math
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
+import types
 from unittest import mock
 
 import numpy as np
@@ -25,7 +27,7 @@ from ssdn_tf.networks import layers
 from ssdn_tf.training import build, callbacks, folder
 from ssdn_tf.training import run as training
 from ssdn_tf.training.options import Options, Stage, parse_stages
-from ssdn_tf.training.reports import History
+from ssdn_tf.training.reports import History, Validation
 
 STEPS = 6
 
@@ -436,7 +438,7 @@ def test_a_folder_with_other_files_is_no_run(pictures, tmp_path):
 
 def test_steps_without_a_finite_gradient_end_the_run_with_advice(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(callbacks, "_TOO_MANY_SKIPS", 2)
-    run = training.Run(options(pictures), tmp_path / "d", report_images=4)
+    run = training.Run(options(pictures), tmp_path / "d", report_images=2)
     before = weights(run)
     batch = Samples.batch
     spoiled = lambda self, start, size: {k: v * np.float32(np.nan) for k, v in batch(self, start, size).items()}
@@ -446,7 +448,7 @@ def test_steps_without_a_finite_gradient_end_the_run_with_advice(pictures, tmp_p
     after = weights(run)
     kernels = [k for k in before if k.endswith("kernel")]
     assert all(np.array_equal(before[k], after[k]) for k in kernels)
-    assert json.loads((tmp_path / "d" / "history.jsonl").read_text())["loss"] is None
+    assert json.loads((tmp_path / "d" / "history.jsonl").read_text().splitlines()[0])["loss"] is None
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(uninterrupted, tmp_path):
@@ -478,6 +480,47 @@ def test_a_warm_start_begins_with_the_weights_of_another_run(pictures, tmp_path,
     run = training.Run(options(pictures, warm_start=str(source.run_dir)), tmp_path / "e")
     assert run.step == 0
     assert all(np.array_equal(np.asarray(v), expected[f"average/{v.path}"]) for v in run.denoiser.inference.variables)
+
+
+def test_a_warm_start_has_the_level_that_was_learned_or_the_one_that_is_told(pictures, tmp_path):
+    experiment = Experiment(parameter_source="global", network="tiny")
+    opts = dataclasses.replace(options(pictures), experiment=experiment, start="40", rate=10.0)
+    first = training.Run(opts, tmp_path / "first")
+    first.save()
+    for start, rate, expected in (("estimate", 1.0, 40), ("published", 10.0, 40), ("80", 2.0, 80)):
+        again = dataclasses.replace(opts, start=start, rate=rate, warm_start=str(first.run_dir))
+        run = training.Run(again, tmp_path / f"{start}-{rate}")
+        assert run.learned_level() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_learned_level_of_two_numbers_is_reported(pictures, tmp_path, capsys):
+    experiment = Experiment(
+        noise="poisson_gaussian", low=(50.0, 10.0), high=(50.0, 10.0), parameter_source="global", network="tiny"
+    )
+    opts = dataclasses.replace(options(pictures), experiment=experiment, start="published")
+    assert training.Run(opts, tmp_path / "h").fit()
+    assert "lam" in capsys.readouterr().out.splitlines()[-1]
+    row = json.loads((tmp_path / "h" / "history.jsonl").read_text().splitlines()[-1])
+    assert len(row["noise_level"]) == 2
+
+
+def test_a_worker_takes_the_plan_that_the_first_one_has_read():
+    """And does not measure again, which the others would not join."""
+    answers, planned = iter([1, 600]), []
+    worker = types.SimpleNamespace(
+        devices=types.SimpleNamespace(all_gather=lambda number: [next(answers), number]),
+        options=options("pictures", stages=(Stage(32, 2),), budget=6.0),
+        schedule=types.SimpleNamespace(plan=planned.append),
+    )
+    training.Run._plan(worker)
+    assert planned == [[600]] and worker.options.train_images == 600
+
+
+def test_a_damaged_held_out_image_is_left_out_with_a_warning(pictures, tmp_path, capsys):
+    good = next(pathlib.Path(pictures).iterdir())
+    (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
+    assert len(Validation([tmp_path / "bad.png", good], options(pictures)).cases) == 1
+    assert "left out" in capsys.readouterr().err
 
 
 def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
