@@ -11,6 +11,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from absl import flags  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from ssdn_tf.data import images  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
@@ -34,6 +35,7 @@ def execute(main, define, text, argv=None, needs_flags=False):
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
     define(values)
     images.said.clear()
+    Image.MAX_IMAGE_PIXELS = None  # the user names the files, so a large one is no attack
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not end the command
             stream.reconfigure(errors="backslashreplace")

@@ -1,6 +1,9 @@
 """denoise.py: denoises picture files."""
 
+import bisect
+import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import shlex
@@ -11,6 +14,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
+from ssdn_tf.data.planes import spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
 
@@ -92,7 +96,7 @@ def main(values):
     if not pending and not values.report:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
-    survey = _survey(pairs)
+    survey = _survey(values, pairs)
     if not limits and len(survey.dtypes) > 1:
         found = " and ".join(f"{dtype} ('{file}')" for dtype, file in survey.dtypes.items())
         raise UserError(f"expected pictures of one dtype, or the --range of all of them, received {found}.")
@@ -102,7 +106,7 @@ def main(values):
             return code
     worker = _worker(values)
     limits = limits or _found_range(values, survey, worker)
-    _check_model(values, worker, survey.channels)
+    _check_model(values, worker, survey.channels, all(file in levels for file in survey.files))
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
     page = _page(values, set(pairs) - set(pending), limits) if values.report else None
@@ -235,28 +239,29 @@ def _checked(values, pairs):
 class _Survey:
     """What the pictures have in common.
 
-    files: those that can be read.
+    files: {file that can be read: how many planes it has}.
     dtypes: {dtype: the first file of it}.
     channels: numbers of them, sorted, each once.
     """
 
-    files: list
+    files: dict
     dtypes: dict
     channels: list
 
 
-def _survey(pairs):
+def _survey(values, pairs):
     """Looks at all pictures, those that are done too, so that a second start takes the same range and network."""
-    found, dtypes, channels = [], {}, set()
-    for source, _ in pairs:
+    found, dtypes, channels = {}, {}, set()
+    for source, target in pairs:
         try:
             picture = files.read(source)
+            files.check_suffix(target, picture)
         except UserError as error:
-            if len(pairs) == 1:
+            if _is_alone(values, pairs):
                 raise
             images.warn(f"left out {error}")
             continue
-        found.append(source)
+        found[source] = len(picture)
         dtypes.setdefault(picture.dtype.name, source)
         channels.update(shape[-1] for shape in picture.shapes)
     if not found:
@@ -273,12 +278,30 @@ def _first_planes(sources):
             continue
 
 
+def _sampled_planes(counts):
+    """Some planes of all files, evenly spaced; damaged ones are left out.
+
+    counts: {file: how many planes it has}.
+    """
+    ends = list(itertools.accumulate(counts.values()))
+    wanted = {}
+    for number in spread(ends[-1]):
+        which = bisect.bisect_right(ends, number)
+        wanted.setdefault(which, []).append(number - ends[which])
+    sources = list(counts)
+    for which, numbers in wanted.items():
+        picture = files.read(sources[which])
+        for number in numbers:
+            with contextlib.suppress(UserError):
+                yield picture[number]
+
+
 def _found_range(values, survey, worker):
     """The range of the set, said aloud where it is not that of 8 bit."""
     from ssdn_tf.inference import ranges
 
     noise_is_known = bool(_given_levels(values) or values.levels)
-    limits, origin = ranges.find(_first_planes(survey.files), worker.predictor, noise_is_known)
+    limits, origin = ranges.find(_sampled_planes(survey.files), worker.predictor, noise_is_known)
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}; --range sets another).")
     return limits
@@ -291,13 +314,12 @@ def _given_levels(values):
 
 def _levels_of_files(values, pairs):
     """{file: {"sigma": 25.0}} of --levels; of a file without levels, the noise is found. {} without the flag."""
+    ways = [name for name in ("levels",) if values.levels] + _given_levels(values)[:1]
+    ways += [name for name in ("noise_from=set",) if values.noise_from == "set"]
+    if len(ways) > 1:
+        raise UserError(f"--{ways[0]} and --{ways[1]} both say the noise level; give one of them.")
     if not values.levels:
         return {}
-    given = _given_levels(values)
-    if given or values.noise_from == "set":
-        raise UserError(
-            f"--levels and --{(given or ['noise_from=set'])[0]} both say the noise level; give one of them."
-        )
     with cli.errors_about("levels"):
         rows = level_flags.read_table(values.levels)
         root = pathlib.Path(values.input)
@@ -334,8 +356,11 @@ def _adapt(values, survey, limits):
     return train.main(training, shlex.join(["python", "denoise.py", *sys.argv[1:]]))
 
 
-def _check_model(values, worker, channels):
-    """Loads the models that the pictures need, tells them the level, and refuses flags that do not fit them."""
+def _check_model(values, worker, channels, all_told):
+    """Loads the models that the pictures need, tells them the level, and refuses flags that do not fit them.
+
+    all_told: --levels says the level of each picture.
+    """
     from ssdn_tf.inference import tiling
 
     for number in channels:
@@ -345,25 +370,27 @@ def _check_model(values, worker, channels):
                 tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
-        parameter = _level(values, model)
+        parameter = _level(values, model, all_told)
         if parameter is not None:
             worker.parameters[number] = parameter
         if values.uncertainty and model.experiment.pipeline != "blindspot":
             raise UserError(f"--uncertainty: {model.experiment.name} gives no standard deviation.")
-        if values.noise_from == "set" and not model.can_fit:
-            raise UserError(f"--noise_from=set: {model.experiment.name} cannot fit the noise.")
+        if values.noise_from == "set" and not (model.needs_level and model.can_fit):
+            raise UserError(f"--noise_from=set: {model.experiment.name} is not told a noise level, or cannot fit it.")
+        model_flag.check_ensemble(values, model)
 
 
-def _level(values, model):
-    """The noise parameter that the flags say, or None."""
+def _level(values, model, all_told):
+    """The noise parameter that the flags say for all pictures, or None."""
     experiment = model.experiment
     levels = level_flags.read(values, experiment.noise)
     flag = level_flags.choice(experiment.noise)
-    if levels and not model.needs_level:
+    if (levels or values.levels) and not model.needs_level:
+        flag = flag if levels else "--levels"
         images.warn(f"{flag} has no effect: {experiment.name} finds the noise level itself.")
         return None
     if levels:
         return experiment.parameter(levels[0])
-    if model.needs_level and not model.can_fit and not (experiment.low is not None and experiment.fixed):
+    if model.needs_level and not (model.can_fit or all_told or (experiment.low is not None and experiment.fixed)):
         raise UserError(f"expected {flag}, as the model must be told the noise level, received none.")
     return None

@@ -49,7 +49,8 @@ def main(values):
     limits, origin = cli.parse_range(values.range), "given"
     if not limits:
         limits, origin = ranges.find(planes, lambda channels: model)
-    found = diagnosis.diagnose(model, [to_unit(plane, limits) for plane in planes])
+    channels = model.experiment.channels
+    found = diagnosis.diagnose(model, [images.to_channels(to_unit(plane, limits), channels) for plane in planes])
     print(f"Black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}); sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:

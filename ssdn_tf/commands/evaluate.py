@@ -76,7 +76,7 @@ def main(values):
     from ssdn_tf.evaluation import page, protocol, report
 
     predictor = _predictor(values)
-    tested = _tested(values, predictor.experiment if predictor else Experiment(channels=int(values.channels)))
+    tested = _tested(values, predictor.experiment if predictor else _of_baselines(values))
     with cli.errors_about("dataset"):
         sets = [protocol.image_set(name, values.data_dir) for name in values.dataset]
     labels = [image_set.label for image_set in sets]
@@ -89,9 +89,10 @@ def main(values):
         denoisers += [protocol.baseline_method(name, tested, fitted) for name in _baselines(values)]
     output = _output(values, predictor)
     results, made = [], page.Page("Evaluation", page.HOW) if values.report else None
+    shown = max(page.SHOWN // (len(sets) * len(denoisers)), 1)
     for image_set in sets:
         case = protocol.Protocol(tested, image_set, values.repeats or image_set.repeats, values.seed, values.pad)
-        results += [protocol.evaluate(case, denoiser, output, values.pictures, made) for denoiser in denoisers]
+        results += [protocol.evaluate(case, denoiser, output, values.pictures, made, shown) for denoiser in denoisers]
     summary = {"model": _named(predictor), "seed": values.seed, "pad": values.pad, "results": results}
     report.write_json(output / "results.json", summary)
     print("\n" + report.table(results))
@@ -136,8 +137,7 @@ def _denoiser(values, predictor):
         raise UserError(f"--parameter_source=fitted: {predictor.experiment.name} cannot fit the noise.")
     if source == "known" and not predictor.needs_level:
         raise UserError(f"--parameter_source=known: {predictor.experiment.name} cannot be told the noise level.")
-    if values.ensemble > 1 and predictor.source.kind == "saved_model":
-        raise UserError("--ensemble: expected a run or a network of the package, received a SavedModel.")
+    model_flag.check_ensemble(values, predictor)
     return protocol.model_method(predictor, fitted=source == "fitted", ensemble=values.ensemble)
 
 
@@ -151,6 +151,12 @@ def _tested(values, experiment):
             "trained for, received none."
         )
     return dataclasses.replace(experiment, low=levels[0], high=levels[1])
+
+
+def _of_baselines(values):
+    """The Experiment of baselines alone: noise of the kind that the flags say, else Gaussian noise of sigma 25."""
+    kind, low, high = level_flags.read_any(values) or ("gaussian", 25.0, 25.0)
+    return Experiment(noise=kind, low=low, high=high, channels=int(values.channels))
 
 
 def _output(values, predictor):

@@ -3,6 +3,7 @@
 from absl import flags
 
 from ssdn_tf.commands import cli
+from ssdn_tf.errors import UserError
 
 
 def define(values, more=""):
@@ -20,6 +21,12 @@ def define_ensemble(values):
         "ensemble", 1, "average over this many flips and transposes of each picture, 1 to 8: better, and that many "
         "times slower", lower_bound=1, upper_bound=8, flag_values=values,
     )  # fmt: skip
+
+
+def check_ensemble(values, predictor):
+    """Raises UserError for --ensemble with a model that gives no prior to average."""
+    if values.ensemble > 1 and predictor.source.kind == "saved_model":
+        raise UserError("--ensemble: expected a run or a network of the package, received a SavedModel.")
 
 
 def is_list(values):

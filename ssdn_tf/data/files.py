@@ -35,6 +35,7 @@ _PILLOW_INFO = ("exif", "icc_profile", "xmp", "dpi", "comment")
 _LOSSLESS = (1, 5, 8, 32773, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA, Zstandard
 _ADOBE_DEFLATE = 8
 _JPEG = (6, 7)
+_ORIENTATION = 274
 _RGB, _PALETTE, _YCBCR = 2, 3, 6
 _PHOTOMETRIC = (0, 1, _RGB, _PALETTE, 5, _YCBCR)  # 0, 1: gray; 5: inks
 # Tags that the writer makes anew: they follow from how the pixels are stored. The rest is copied byte by byte.
@@ -128,15 +129,6 @@ def _readable(name):
         raise UserError(f"{name}: expected a picture, received a file that cannot be read ({reason}).") from error
 
 
-def nominal_range(dtype):
-    """(black, white): (0, the largest) for integers, signed ones too, and (0, 1) for floats.
-
-    It is a scale, not a limit: signed and floating-point pictures may have numbers outside.
-    """
-    dtype = np.dtype(dtype)
-    return (0, 1) if dtype.kind == "f" else (0, int(np.iinfo(dtype).max))
-
-
 def find(path):
     """[(file, its name relative to the folder)], sorted, of the pictures below a folder; a file is itself found.
 
@@ -185,7 +177,7 @@ def write(path, picture, planes):
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
-    _check_suffix(path, suffix, picture)
+    check_suffix(path, picture)
     planes = _matching(path, picture, planes)
     if suffix == zarr_files.SUFFIX:
         like = picture.kept.get("zarr")
@@ -208,9 +200,10 @@ def write(path, picture, planes):
     images.write_whole(path, write_to)
 
 
-def _check_suffix(path, suffix, picture):
-    fitting = [s for s in SUFFIXES if _fits(s, picture)]
-    if suffix not in fitting:
+def check_suffix(path, picture):
+    """Raises UserError if files with the suffix of this path cannot hold a Picture."""
+    path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
+    if path.suffix.lower() not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {picture.dtype}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
@@ -334,11 +327,12 @@ def _encode(path, suffix, picture, pixels):
             pixels = np.concatenate([pixels, kept["alpha"]], axis=-1)
         else:
             images.warn(f"{path}: transparency is left out.")
-    if suffix == ".png":
+    if suffix == ".png" and ("chunks" in kept or pixels.dtype == np.uint16):
         data = images.encode_png(pixels)
         return data[:33] + kept.get("chunks", b"") + data[33:]  # after the signature and the header
     options = {key: kept[key] for key in _PILLOW_INFO if key in kept}
-    options |= dict(quality=95, subsampling=0, lossless=kept.get("lossless", True), exact=True)
+    if suffix != ".png":
+        options |= dict(quality=95, subsampling=0, lossless=kept.get("lossless", True), exact=True)
     file = io.BytesIO()
     try:
         Image.fromarray(_joined(pixels)).save(file, format=Image.registered_extensions()[suffix], **options)
@@ -553,6 +547,13 @@ def _raw(source, tag):
     return tag.code, tag.dtype, tag.count, source.filehandle.read(tag.valuebytecount), True
 
 
+def _orientation(kept):
+    """How a viewer turns the picture, by its Exif: 1 to 8, as in TIFF."""
+    exif = Image.Exif()
+    exif.load(kept.get("exif", b""))
+    return exif.get(_ORIENTATION, 1)
+
+
 def _write_tiff(file, picture, planes):
     """A new TIFF file, of a picture from another kind of file."""
     shape, kept = _common_shape(picture), picture.kept
@@ -560,6 +561,9 @@ def _write_tiff(file, picture, planes):
     options = dict(photometric=photometric, iccprofile=kept.get("icc_profile"))
     if "dpi" in kept:
         options |= dict(resolution=kept["dpi"], resolutionunit="inch")
+    orientation = _orientation(kept)
+    if orientation != 1:
+        options["extratags"] = [(_ORIENTATION, "H", 1, orientation, True)]
     if "alpha" in kept:
         shape = (*picture.shapes[0][:2], picture.shapes[0][-1] + 1)
         options |= dict(extrasamples=["unassalpha"], planarconfig="contig")

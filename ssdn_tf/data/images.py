@@ -12,11 +12,13 @@ import uuid
 
 import imagecodecs
 import numpy as np
+import tifffile
 import tqdm
 from PIL import Image
 
 from ssdn_tf.errors import UserError
 
+_BITS = 258  # the TIFF tag BitsPerSample
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 
 
@@ -45,8 +47,10 @@ def read(path):
 def decode(data, name):
     """The same of the bytes of a file; `name` is for errors."""
     with _no_picture(name), Image.open(io.BytesIO(data)) as image:
+        if getattr(image, "n_frames", 1) > 1:
+            warn(f"{name}: only the first of its {image.n_frames} pictures is used.")
         if _is_deep_colour(image):
-            return _decode_deep_colour(data)
+            return _decode_deep_colour(data, image.format)
         image.load()
         if image.mode == "F":
             raise UserError(f"{name}: expected 8 or 16 bit, received floating point.")
@@ -70,16 +74,28 @@ def _no_picture(name):
 
 
 def _is_deep_colour(image):
-    """True for a 16-bit PNG that Pillow would give 8 bits of, without a word."""
+    """True for a 16-bit PNG or TIFF that Pillow would give 8 bits of, without a word."""
+    if image.format == "TIFF":
+        return image.mode in ("RGB", "RGBA", "RGBX") and max(image.tag_v2.get(_BITS, (8,))) > 8
     return image.format == "PNG" and any(tile[3] in ("RGB;16B", "RGBA;16B", "LA;16B") for tile in image.tile)
 
 
-def _decode_deep_colour(data):
+def _decode_deep_colour(data, kind):
     try:
-        pixels = imagecodecs.png_decode(data)
-    except imagecodecs.PngError as error:
+        pixels = _first_page(data) if kind == "TIFF" else imagecodecs.png_decode(data)
+    except (imagecodecs.PngError, tifffile.TiffFileError) as error:
         raise ValueError(error) from error
+    if pixels.dtype != np.uint16:
+        raise ValueError(f"expected 8 or 16 bit, received {pixels.dtype}")
     return pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
+
+
+def _first_page(data):
+    with tifffile.TiffFile(io.BytesIO(data)) as tif:
+        page = tif.pages[0]
+        pixels = page.asarray()
+    pixels = np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels
+    return pixels.astype(pixels.dtype.newbyteorder("="))
 
 
 def encode_png(pixels):
@@ -145,8 +161,8 @@ def _quantize(image, dtype):
     return np.clip(most * np.asarray(image, np.float64) + 0.5, 0.0, most).astype(dtype)
 
 
-def write(path, image, bits=8):
-    """Writes float [H,W,C] in [0, 1] as 8 or 16 bit, or uint8 and uint16 as they are.
+def write(path, image):
+    """Writes float [H,W,C] in [0, 1] as 8 bit, or uint8 and uint16 as they are. JPEG is written with quality 95.
 
     The suffix of the path says the format; 16 bit goes into PNG only. The file appears whole
     or not at all.
@@ -160,16 +176,15 @@ def write(path, image, bits=8):
         raise UserError(f"{path}: expected a name ending in one of {', '.join(SUFFIXES)}, received '{path.suffix}'.")
     if not np.isfinite(image).all():
         raise UserError(f"{path}: expected finite intensities to write, received NaN or infinity.")
-    pixels = image
-    if image.dtype not in (np.uint8, np.uint16):
-        pixels = to_uint16(image) if bits == 16 else to_uint8(image)
+    pixels = image if image.dtype in (np.uint8, np.uint16) else to_uint8(image)
     if suffix == ".png":
         return write_whole(path, lambda file: file.write(encode_png(pixels)))
     if pixels.dtype == np.uint16:
         raise UserError(f"{path}: expected a name ending in .png for 16 bit, received '{path.suffix}'.")
     pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
     kind = Image.registered_extensions()[suffix]
-    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=kind))
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=kind, **options))
 
 
 def reason(error):

@@ -31,6 +31,13 @@ def psnr(a, b):
     return float(np.inf) if mse == 0 else float(10.0 * np.log10(255.0**2 / mse))
 
 
+def check_size(name, size):
+    """Raises UserError for a picture whose size, (height, width), is less than the window of SSIM."""
+    if min(size) < _SSIM_WINDOW:
+        side = _SSIM_WINDOW
+        raise UserError(f"{name}: expected at least {side}x{side} pixels for SSIM, received {size[1]}x{size[0]}.")
+
+
 def ssim(a, b):
     """Structural similarity of two images [H, W, C] in [0, 1], after rounding to 8 bits.
 
@@ -39,9 +46,7 @@ def ssim(a, b):
     Raises:
         UserError: the picture is smaller than the window of 11x11.
     """
-    if min(np.shape(a)[:2]) < _SSIM_WINDOW:
-        height, width = np.shape(a)[:2]
-        raise UserError(f"expected pictures of at least 11x11 for SSIM, received one of {width}x{height}.")
+    check_size("picture", np.shape(a)[:2])
     from skimage.metrics import structural_similarity
 
     return float(

@@ -75,6 +75,8 @@ def image_set(name, data_dir=None):
 
 
 def _image_set(label, folder, files, repeats):
+    for file in files:  # before hours of work, as all scores are written at the end
+        metrics.check_size(file, images.size(file))
     return ImageSet(label, files, repeats, [file.relative_to(folder).as_posix() for file in files])
 
 
@@ -260,7 +262,7 @@ def scores(case, prediction):
     return row
 
 
-def evaluate(protocol, denoiser, output, strips, page=None):
+def evaluate(protocol, denoiser, output, strips, page=None, shown=0):
     """Tests one denoiser on one set.
 
     Args:
@@ -268,7 +270,8 @@ def evaluate(protocol, denoiser, output, strips, page=None):
         denoiser: Method.
         output: folder for the strips of pictures.
         strips: how many pictures to write there, see `report.strip`.
-        page: a `page.Page` that gets the first draw of each picture, or None.
+        page: a `page.Page` that gets the scores of the first draw of each picture, or None.
+        shown: how many pictures it shows.
 
     Returns:
         dict: name, dataset, experiment (what the model was trained for, or None), tested (noise, low, high, channels),
@@ -286,7 +289,8 @@ def evaluate(protocol, denoiser, output, strips, page=None):
             path = output / picture_path(name, protocol.pictures, denoiser.name)
             images.write(path, report.strip(case, prediction, row))
         if page and repeat == 0:
-            page.add(*report.cells_and_views(label, denoiser.name, case, prediction, row))
+            cells, views = report.cells_and_views(label, denoiser.name, case, prediction, row)
+            page.add(cells, views if len(rows) < shown * protocol.repeats else None)
         rows.append(row)
         left = (time.perf_counter() - begin) / len(rows) * (total - len(rows))
         print(f"{label} {len(rows)}/{total}  {name}  {row['psnr']:.2f} dB  {left:.0f} s left", flush=True)

@@ -40,7 +40,9 @@ class ClusterDenoiser(pictures.PictureDenoiser):
         with _one_at_a_time:
             model, view, parameter = self._prepared(plane, limits, noise)
             parts = model.tiles_of(view, self.tile) or [tiling.whole(*plane.shape[:2])]
+            parameter = parameter if model.needs_level else None
             if len(parts) > 1 and len(done) < len(parts):
+                # All tiles of a picture have its level, also where the model finds it.
                 parameter = model.parameter_of_tiles(view, parameter, self.tile)
         name = str(self._model) if self._model else None
         waiting = collections.deque()
@@ -56,7 +58,13 @@ class ClusterDenoiser(pictures.PictureDenoiser):
 
 
 def _result(number, tile, future):
-    return number, tile, *future.result()
+    try:
+        return number, tile, *future.result()
+    except UserError:
+        raise
+    except Exception as error:  # Dask raises what a worker raises, and its own
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise UserError(f"a worker of the cluster cannot denoise ({reason}); all need this package.") from error
 
 
 def _connect(address):
@@ -73,11 +81,17 @@ def _connect(address):
 def _denoise_part(part, model, ensemble, limits, parameter):
     """(denoised, std, noise) of a tile [h,w,C], on a worker."""
     with _one_at_a_time:
-        worker = _worker(model, ensemble)
+        worker = _worker(model, ensemble, parameter is not None)
         worker.parameters = {} if parameter is None else {part.shape[-1]: parameter}
         return worker.plane(part, limits)
 
 
 @functools.lru_cache(maxsize=2)
-def _worker(model, ensemble):
-    return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble)
+def _worker(model, ensemble, told):
+    return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble, load=_load_told if told else None)
+
+
+def _load_told(name):
+    """A Predictor that is told the noise level, also where its model finds one."""
+    model = pictures.predictor.load(name)
+    return model if model.needs_level else model.with_source("known")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import UnitView
+from ssdn_tf.data.planes import UnitView, spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained, ranges
 from ssdn_tf.noise.levels import LEVELS
@@ -16,7 +16,7 @@ from ssdn_tf.noise.levels import LEVELS
 class Denoised(NamedTuple):
     """Results, in the unit of the input.
 
-    denoised: array of the input's shape; integers keep their dtype, floats become float32 or stay float64.
+    denoised: array of the input's shape and dtype.
     std: float32 array of that shape, the standard deviation of the result; None if the model has none.
     noise: dict of what was found or given for each picture: "sigma" (std, in 255ths of the range), "lam" (photons at
         white) or "alpha". A list of dicts for several pictures.
@@ -62,8 +62,11 @@ class PictureDenoiser:
         for plane in planes:
             model = self.predictor(plane.shape[-1])
             view = UnitView(plane, limits, model.experiment.channels)
-            pixels.setdefault(plane.shape[-1], []).append(model.pixels(view, self.tile))
-        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
+            try:
+                pixels.setdefault(plane.shape[-1], []).append(model.pixels(view, self.tile))
+            except UserError:
+                continue  # a damaged one, which is said when its turn comes
+        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items() if found}
 
     def plane(self, plane, limits, noise=None):
         """Denoises a plane.
@@ -157,7 +160,8 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
     planes = planes.reshape(-1, *planes.shape[-3:])
     check_size(planes[0].shape)
     worker = PictureDenoiser(model, tile, ensemble, load=load_once)
-    limits = value_range or ranges.find(planes, worker.predictor, bool(noise))[0]
+    sampled = (planes[i] for i in spread(len(planes)))
+    limits = value_range or ranges.find(sampled, worker.predictor, bool(noise))[0]
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)

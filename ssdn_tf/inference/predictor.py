@@ -119,7 +119,7 @@ class Predictor:
             noisy: float32 [H,W,C] in [0, 1] plus noise, any H and W from 1, with the model's number of channels.
             noise_parameter: of the picture, in the unit of the noise model, for models that need it; or "fitted", for
                 the one at which this picture is most likely. Default: the level that the model was trained for, if
-                it is one level, else fitted. Models with a parameter of their own ignore a given one.
+                it is one level, else fitted. Models with a parameter of their own, or that fit it, ignore a given one.
             tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
                 `grid`, which bounds the memory. "auto": that of `networks.designs`. None: never. The result is that of
                 the whole picture up to rounding, with two exceptions: a SavedModel that finds the level of each
@@ -254,6 +254,8 @@ class Predictor:
             if not self.can_fit:
                 raise UserError(f"{self.experiment.name} cannot fit the noise to a picture.")
             return _FITTED
+        if self.experiment.parameter_source == "fitted" and self.can_fit:
+            return _FITTED
         if not self.needs_level:
             return np.zeros(size)
         if given is not None:
@@ -307,6 +309,8 @@ class Predictor:
 
     def _sibling(self, source):
         """The model with its noise parameter from elsewhere, "known" or "fitted", and the weights of now."""
+        if source == self.experiment.parameter_source:
+            return self.model
         if source not in self._siblings:
             experiment = dataclasses.replace(self.experiment, parameter_source=source)
             self._siblings[source] = _compiled(models.build(experiment).inference)

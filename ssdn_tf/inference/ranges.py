@@ -1,14 +1,15 @@
 """The range of intensities of pictures that were taken alike, (black, white): what a network takes as 0 and 1."""
 
-import itertools
+import collections
 
 import numpy as np
 
 from ssdn_tf.data import images
-from ssdn_tf.data.planes import UnitView, measured_range
+from ssdn_tf.data.planes import UnitView, measured_range, spread
+from ssdn_tf.errors import UserError
 from ssdn_tf.inference.predictor import MIDDLE
 
-PLANES = 16  # that the black level is fitted to
+PLANES = 16  # most that the black level is fitted to
 _ALIKE = 4.0  # a range of a training is taken if that of the pictures is at most this many times as wide or as narrow
 
 
@@ -19,7 +20,8 @@ def find(planes, predictor_of, noise_is_known=False):
     (`planes.measured_range`), with the black level at which photon noise ends (`Predictor.black_level`).
 
     Args:
-        planes: iterable of planes [H,W,C] of one dtype; each is taken once, as it may be a file that is read.
+        planes: iterable of planes [H,W,C] of one dtype, of a large set `planes.spread` over it; each is taken once, as
+            it may be a file that is read. Damaged ones are left out.
         predictor_of: function of a number of channels that gives a Predictor, as `PictureDenoiser.predictor`.
         noise_is_known: the user says the noise level, in the unit of the measured range: then no black level is fitted.
 
@@ -30,7 +32,10 @@ def find(planes, predictor_of, noise_is_known=False):
 
     def watched():
         for plane in planes:
-            middles.append(np.array(images.middle(plane, MIDDLE)))
+            try:
+                middles.append(np.array(images.middle(plane, MIDDLE)))
+            except UserError:
+                continue  # which is said when its turn comes
             yield plane
 
     rest = watched()
@@ -44,9 +49,9 @@ def find(planes, predictor_of, noise_is_known=False):
         return trained, "as in the training"
     if noise_is_known:
         return limits, "measured"
-    found = itertools.chain(tuple(middles), (images.middle(plane, MIDDLE) for plane in rest))
-    alike = (middle for middle in found if middle.shape[-1] == channels)
-    views = (UnitView(middle, limits, channels) for middle in itertools.islice(alike, PLANES))
+    collections.deque(rest, maxlen=0)  # of 8 bit, the range is known before all planes are read
+    alike = [middle for middle in middles if middle.shape[-1] == channels]
+    views = [UnitView(alike[i], limits, channels) for i in spread(len(alike), PLANES)]
     return with_black_level(limits, model, views)
 
 

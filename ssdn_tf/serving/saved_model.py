@@ -290,8 +290,10 @@ def _write_warm_up(experiment, signatures, path):
     from ssdn_tf.serving import messages
 
     pixels = np.full((_WARM_UP_SIDE, _WARM_UP_SIDE, experiment.channels), 128, np.uint8)
-    # 1 is legal for every noise model; a published network may not say its level.
-    level = np.array([1.0 if experiment.high is None else experiment.parameter(experiment.high)], np.float32)
+    # 1 is legal for every number of a noise model; a published network may not say its level.
+    unknown = [1.0] * len(LEVELS[experiment.noise].numbers)
+    level = np.ravel(unknown if experiment.high is None else experiment.parameter(experiment.high))
+    level = np.float32(level[None] if level.size > 1 else level)
     noisy = images.to_float(pixels)[None]
     png = {8: images.encode_png(pixels), 16: images.encode_png(pixels.astype(np.uint16) * 257)}
     with tf.io.TFRecordWriter(str(path)) as writer:

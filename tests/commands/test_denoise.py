@@ -12,7 +12,7 @@ from PIL import Image
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.data import files, images
 from ssdn_tf.denoisers.experiments import Experiment
-from ssdn_tf.inference import pictures, predictor
+from ssdn_tf.inference import pictures, predictor, ranges
 
 TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
 
@@ -208,6 +208,36 @@ def test_the_range_is_said_and_can_be_given(run_dir, tmp_path, capsys):
         assert call(*flags, f"--range={text}") == 1 and "--range: expected black,white" in capsys.readouterr().err
 
 
+def test_the_range_is_that_of_all_pages(run_dir, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    stack = np.stack([rng.integers(100, most, (24, 24), np.uint16) for most in (300, 4000, 4000)])  # the first is dim
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    flags = [f"--model={run_dir}", "--sigma=25", f"--input={tmp_path / 'a.tif'}", f"--output={tmp_path / 'b.tif'}"]
+    assert call(*flags) == 0
+    black, white = ranges.find(stack[..., None], {1: predictor.load(run_dir)}.get, True)[0]
+    assert f"Range: black {black:.6g}, white {white:.6g}" in capsys.readouterr().out and white > 3900
+
+
+@pytest.mark.parametrize("more", [[], ["--adapt=5s"]], ids=["", "adapt"])
+def test_a_name_that_cannot_hold_the_picture_is_refused_before_any_work(tmp_path, capsys, monkeypatch, more):
+    monkeypatch.setattr(denoise, "_worker", None)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((3, 24, 24), np.uint16), photometric="minisblack")
+    assert call(f"--input={tmp_path / 'a.tif'}", f"--output={tmp_path / 'b.png'}", *more) == 1
+    assert "b.png: expected a name ending in .tif" in capsys.readouterr().err and names(tmp_path) == ["a.tif"]
+
+
+def test_a_damaged_part_of_a_zarr_is_named_and_the_others_are_done(run_dir, tmp_path, capsys):
+    zarr = pytest.importorskip("zarr")
+    for name, value in (("a", 0.5), ("b", np.nan)):
+        array = zarr.create_array(str(tmp_path / "in" / f"{name}.zarr"), shape=(24, 24), dtype="f4", chunks=(8, 8))
+        array[:] = np.random.default_rng(0).random((24, 24))
+        array[9, 9] = value
+    flags = [f"--model={run_dir}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
+    for source in ("each", "set"):
+        assert call(*flags, f"--noise_from={source}", "--overwrite") == 1
+        assert "b.zarr" in capsys.readouterr().err and [p.name for p in (tmp_path / "out").iterdir()] == ["a.zarr"]
+
+
 def test_one_level_for_the_set(run_dir, tmp_path, capsys):
     source = write_pictures(tmp_path / "in")
     flags = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", "--noise_from=set"]
@@ -336,6 +366,12 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
         ): "--sigma: expected a number between 0 and 255 (std, of 255), received '5,9'",
         (f"--input={source}", output, "--tile=32"): "--tile: expected a tile side that is a multiple of 2 from 34",
         (f"--input={source}", output, "--lam=3"): "--lam: expected --sigma",
+        (
+            f"--input={source}",
+            output,
+            "--sigma=5",
+            "--noise_from=set",
+        ): "--sigma and --noise_from=set both say the noise level; give one of them",
     }.items():
         assert call(f"--model={run_dir}", *flags) == 1
         error = capsys.readouterr().err
@@ -352,6 +388,21 @@ def test_a_level_for_a_model_that_needs_none_is_a_warning(tmp_path, capsys):
     assert "warning: --sigma has no effect: gauss25-n2c-mono finds the noise level itself" in capsys.readouterr().err
     assert call(*flags) == 0
     assert capsys.readouterr().err == ""
+    (tmp_path / "levels.csv").write_text("file,sigma\nin.png,10\n")
+    assert call(*flags, f"--levels={tmp_path / 'levels.csv'}") == 0
+    assert "warning: --levels has no effect" in capsys.readouterr().err
+    assert call(*flags, "--noise_from=set") == 1
+    assert "--noise_from=set: gauss25-n2c-mono is not told a noise level" in capsys.readouterr().err
+
+
+def test_a_table_tells_a_model_that_cannot_fit(run_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predictor.Predictor, "can_fit", False)
+    source, table = write_pictures(tmp_path / "in"), tmp_path / "levels.csv"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={tmp_path / 'out'}", f"--levels={table}"]
+    table.write_text("file,sigma\n1.png,10\n2.png,\nsub/0.png,40\n")
+    assert call(*flags) == 1 and "the model must be told the noise level" in capsys.readouterr().err
+    table.write_text("file,sigma\n1.png,10\n2.png,20\nsub/0.png,40\n")
+    assert call(*flags) == 0
 
 
 def test_the_networks_of_the_package_are_listed_and_the_default(tmp_path, capsys):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ssdn_tf.commands import cli, evaluate
 from ssdn_tf.denoisers.experiments import Experiment
-from ssdn_tf.evaluation import protocol
+from ssdn_tf.evaluation import page, protocol
 from ssdn_tf.inference import predictor
 
 TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
@@ -146,15 +146,35 @@ def test_a_baseline_alone_in_gray(pictures, tmp_path):
     assert result["tested"]["channels"] == 1 and result["psnr"] > result["psnr_noisy"]
 
 
+def test_a_baseline_alone_on_other_noise(pictures, tmp_path):
+    flags = ["--model=none", "--baseline=median", "--lam=30", f"--dataset={pictures}", f"--output={tmp_path}"]
+    assert call(*flags) == 0
+    (result,) = results(tmp_path)["results"]
+    assert result["tested"]["noise"] == "poisson" and result["tested"]["low"] == 30
+
+
+def test_a_report_of_many_pictures_shows_some_of_each_denoiser(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "SHOWN", 2)
+    flags = ["--model=none", "--baseline=median,nlm", f"--dataset={pictures}", f"--output={tmp_path}", "--report"]
+    assert call(*flags) == 0
+    rows = re.findall("<tr(.*?)</tr>", (tmp_path / "report.html").read_text(), re.DOTALL)
+    shown = ["nlm" in row for row in rows if "data-shown" in row]
+    assert shown == [False, True] and len([row for row in rows if "nlm" in row]) > 1
+
+
 def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
     twin = tmp_path / "other" / pictures.name
     twin.mkdir(parents=True)
     support.write_pictures(twin, 1, 2, 2)
+    small = tmp_path / "small"
+    small.mkdir()
+    support.write_pictures(small, 1, 1, 2)
     for flags, words in {
         ("--dataset=kodak",): "--dataset: expected a data_dir with the folder 'kodak'",
         ("--dataset=kodak", f"--data_dir={tmp_path}"): "--dataset: expected \\*.png in",
         ("--dataset=nothing",): "--dataset: expected one of kodak, bsd300, set14, sample or a folder",
         (f"--dataset={pictures},{twin}",): f"--dataset: expected each name once, received '{pictures.name}' 2 times",
+        (f"--dataset={small}",): "--dataset: .*small/.*: expected at least 11x11 pixels for SSIM, received",
         ("--alpha=0.5",): "--alpha: expected --sigma",
         ("--model=none",): "expected --baseline with --model=none",
         ("--baseline=bm4d",): "--baseline: expected some of cbm3d, nlm, wavelet, median, received 'bm4d'",

@@ -10,7 +10,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin
 
 from ssdn_tf.data import files, images
 from ssdn_tf.errors import UserError
@@ -198,6 +198,25 @@ def test_jpeg_keeps_exif_profile_resolution_and_comment(tmp_path, mode):
         assert back.info["comment"] == b"told"
         # A flat colour survives but for the rounding of the colour transform.
         assert np.abs(np.asarray(back).astype(int).reshape(16, 24, -1) - picture[0]).max() <= 2
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_jpeg_into_another_kind_keeps_orientation_profile_and_resolution(tmp_path, suffix):
+    exif = Image.Exif()
+    exif[274] = 6  # a portrait by a camera on its side
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = {"exif": exif, "icc_profile": profile, "dpi": (300, 300)}
+    Image.new("RGB", (9, 7), (10, 200, 90)).save(tmp_path / "a.jpg", **options)
+    Image.new("RGB", (9, 7), (10, 200, 90)).save(tmp_path / "plain.jpg")
+    for name in ("a", "plain"):
+        picture = files.read(tmp_path / f"{name}.jpg")
+        files.write(tmp_path / f"{name}{suffix}", picture, [picture[0]])
+    with Image.open(tmp_path / f"a{suffix}") as back:
+        assert back.getexif()[274] == 6 and back.info["icc_profile"] == profile
+        assert back.info["dpi"] == pytest.approx((300, 300), rel=1e-3)
+    assert np.array_equal(files.read(tmp_path / f"a{suffix}")[0], files.read(tmp_path / "a.jpg")[0])
+    with Image.open(tmp_path / f"plain{suffix}") as back:
+        assert 274 not in back.getexif() and "icc_profile" not in back.info
 
 
 def test_cmyk_jpeg_becomes_rgb_with_a_warning(tmp_path, capsys):
@@ -532,11 +551,6 @@ def test_floats_stay_floats_of_the_file(tmp_path, dtype):
     files.write(tmp_path / "b.npy", files.read(tmp_path / "a.npy"), [np.array([-0.5, 3.25, 1e300]).reshape(1, 3, 1)])
     back = np.load(tmp_path / "b.npy")
     assert back.dtype == dtype and back[0, :2].tolist() == [-0.5, 3.25] and np.isfinite(back).all()
-
-
-def test_nominal_ranges():
-    assert files.nominal_range("uint8") == (0, 255) and files.nominal_range(np.uint16) == (0, 65535)
-    assert files.nominal_range("int16") == (0, 32767) and files.nominal_range("float16") == (0, 1)
 
 
 # What is wrong is said.

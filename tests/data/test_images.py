@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from ssdn_tf.data import images
@@ -359,10 +360,10 @@ def test_png_bytes_give_their_pixels_back(channels, dtype):
 
 def test_sixteen_bits_are_written_where_asked_for(tmp_path):
     image = np.array([[[0.0], [1.0], [0.5], [-1.0], [2.0], [1 / 65535]]])
-    images.write(tmp_path / "a.png", image, bits=16)
+    images.write(tmp_path / "a.png", images.to_uint16(image))
     assert images.read(tmp_path / "a.png").ravel().tolist() == [0, 65535, 32768, 0, 65535, 1]
     assert "expected a name ending in .png for 16 bit" in fails(
-        lambda: images.write(tmp_path / "a.jpg", image, bits=16)
+        lambda: images.write(tmp_path / "a.jpg", images.to_uint16(image))
     )
 
 
@@ -377,3 +378,17 @@ def test_the_middle_is_a_view_of_at_most_that_side(shape, side, expected):
     picture = np.arange(math.prod(shape)).reshape(shape)
     found = images.middle(picture, side)
     assert np.array_equal(found, picture[expected]) and np.shares_memory(found, picture)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("byteorder", "<>")
+def test_sixteen_bits_of_a_tiff_in_colour_are_read(tmp_path, planar, byteorder, capsys):
+    pixels = np.random.default_rng(0).integers(0, 65536, (2, 5, 7, 3), np.uint16)
+    stored = pixels if planar == "contig" else np.moveaxis(pixels, -1, 1)
+    options = {"photometric": "rgb", "planarconfig": planar, "byteorder": byteorder}
+    tifffile.imwrite(tmp_path / "a.tif", stored[0], **options)
+    found = images.read(tmp_path / "a.tif")
+    assert found.dtype == np.uint16 and np.array_equal(found, pixels[0]) and capsys.readouterr().err == ""
+    tifffile.imwrite(tmp_path / "b.tif", stored, metadata=None, **options)
+    assert np.array_equal(images.read(tmp_path / "b.tif"), pixels[0])
+    assert "b.tif: only the first of its 2 pictures is used" in capsys.readouterr().err

@@ -107,6 +107,6 @@ def test_images_of_two_shapes_are_refused():
 
 @pytest.mark.parametrize("shape", [(10, 20, 3), (20, 10, 1)])
 def test_ssim_refuses_pictures_below_its_window(shape):
-    with pytest.raises(UserError, match=f"at least 11x11 for SSIM, received one of {shape[1]}x{shape[0]}"):
+    with pytest.raises(UserError, match=f"at least 11x11 pixels for SSIM, received {shape[1]}x{shape[0]}"):
         metrics.ssim(np.zeros(shape), np.zeros(shape))
     assert metrics.ssim(np.zeros((11, 11, 3)), np.zeros((11, 11, 3))) == 1.0

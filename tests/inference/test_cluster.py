@@ -16,6 +16,7 @@ from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import cluster as cluster_module
 from ssdn_tf.inference.cluster import ClusterDenoiser
+from ssdn_tf.inference.pictures import PictureDenoiser
 
 distributed = pytest.importorskip("distributed")
 TRAINED = Experiment(low=5.0, high=50.0, network="tiny")
@@ -101,3 +102,30 @@ def test_a_worker_that_is_killed_loses_nothing(tmp_path):
         threading.Thread(target=kill, daemon=True).start()
         assert call(*flags, f"--output={target}", f"--cluster={cluster.scheduler_address}") == 0
     assert killed and np.array_equal(tifffile.imread(target), tifffile.imread(tmp_path / "one.tif"))
+
+
+def test_what_a_worker_raises_is_a_sentence(eager, run_dir, folder, tmp_path, capsys, monkeypatch):
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'ssdn_tf'")
+
+    monkeypatch.setattr(cluster_module, "_worker", missing)
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        flags = [f"--model={run_dir}", f"--input={folder / '0.tif'}", f"--cluster={cluster.scheduler_address}"]
+        assert call(*flags, f"--output={tmp_path / 'x.tif'}") == 1
+    error = capsys.readouterr().err
+    assert "error: a worker of the cluster cannot denoise (No module named 'ssdn_tf'); all need this package" in error
+
+
+def test_the_tiles_of_a_picture_have_one_level_also_where_the_model_estimates_it(eager, tmp_path):
+    experiment = dataclasses.replace(TRAINED, parameter_source="per_image")
+    run = test_predictor.write_run(tmp_path / "run", test_predictor.built(experiment), experiment)
+    plane = np.random.default_rng(0).normal(0.5, np.linspace(0.01, 0.3, 150)[:, None, None], (150, 150, 3))
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        many = ClusterDenoiser(cluster.scheduler_address, run, tile=120)
+        found = list(many.tiles(plane, (0, 1)))
+        expected = list(PictureDenoiser(run, tile=120).tiles(plane, (0, 1)))
+        alone = list(PictureDenoiser(run, tile=None).tiles(found[0][1].cut(plane), (0, 1)))
+    assert len(found) > 1 and len({str(noise) for *_, noise in found}) == 1
+    assert alone[0][-1] != found[0][-1]  # a tile alone would have another
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one[2], other[2], atol=1e-6)

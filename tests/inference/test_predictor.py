@@ -86,6 +86,14 @@ def test_the_level_of_a_model_that_must_be_told():
                 several.denoise(noisy, level)
 
 
+def test_a_model_that_fits_the_level_fits_one_to_all_tiles():
+    found = of_width(2, network="tiny", low=5.0, high=50.0).with_source("fitted")
+    noisy = picture(56, 50)
+    noisy[:20] = 0.5
+    levels = {part.noise_parameter for _, _, part in found.denoise_tiles(noisy, tile=48)}
+    assert len(levels) == 1 and found.denoise(noisy, 0.3, tile=48).noise_parameter in levels
+
+
 def test_a_model_that_estimates_the_level_ignores_the_given_one():
     estimating = Predictor(built(PER_IMAGE), PER_IMAGE)
     noisy = picture(24, 24)
