@@ -10,6 +10,7 @@ from ssdn_tf.errors import UserError
 
 SAMPLED = 32  # planes of a set, for its range of intensities
 _SAMPLED_PIXELS = 2**16  # of each
+_HELD_OUT, _HELD_OUT_ROWS = 8, 64  # planes of a training that lose so many rows at most
 
 
 def spread(count, most=SAMPLED):
@@ -83,12 +84,16 @@ class NoisyPlanes:
         memory_mb: most memory for the planes, in MiB.
         limits: (black, white); None: see `measured_range`.
         folder: that the files are below, which their names leave out.
+        hold_out: leave out of the planes what `held_out` has.
+
+    held_out: {number of a plane: its last rows}, of every tenth plane or so, to test with. Parts, not planes: each
+        picture is to gain by the training, and a few noisy ones are all that there is.
 
     Raises:
         UserError: no usable plane is left.
     """
 
-    def __init__(self, paths, crop, memory_mb=2048, limits=None, folder=""):
+    def __init__(self, paths, crop, memory_mb=2048, limits=None, folder="", hold_out=False):
         self.names, planes, small = [], [], []
         left = memory_mb * 2**20
         for name, plane in _planes(paths, folder):
@@ -112,13 +117,22 @@ class NoisyPlanes:
             )
         self.noise = None  # a training.found_noise.FoundNoise, once it is found
         self.limits = limits or measured_range([planes[i] for i in spread(len(planes))])
-        self._planes = [to_unit(plane, self.limits) for plane in planes]
+        self._planes, self.held_out = [to_unit(plane, self.limits) for plane in planes], {}
+        for i in spread(len(planes), min(_HELD_OUT, -(-len(planes) // 10))) if hold_out else ():
+            height = len(self._planes[i])
+            rows = min(height // 8, _HELD_OUT_ROWS)
+            if rows and height - rows >= crop:
+                self._planes[i], self.held_out[i] = np.split(self._planes[i], [height - rows])
 
     def __len__(self):
         return len(self._planes)
 
     def __getitem__(self, i):
         return self._planes[i]
+
+    def whole(self, i):
+        """Plane i with what is held out of it."""
+        return np.concatenate([self._planes[i], self.held_out[i]]) if i in self.held_out else self._planes[i]
 
     def readable(self, numbers, i):
         """Plane numbers[i]."""

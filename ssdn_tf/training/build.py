@@ -34,8 +34,8 @@ def training_files(options, data_dir=None):
     else:
         find = find_any if options.noisy_already else images.find
         found, held = find(options.train_data), []
-    if options.validation == "none":
-        return found, []
+    if options.noisy_already or options.validation == "none":
+        return found, []  # of noisy images, parts are held out
     if options.validation != "held_out":
         return found, protocol.image_set(options.validation, data_dir).files
     return (found, held) if held else hold_out(found)

@@ -8,8 +8,8 @@ import dataclasses
 import json
 import pathlib
 
-from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import name_of, spread, to_unit
+from ssdn_tf.data import images
+from ssdn_tf.data.planes import spread
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import pictures, ranges
@@ -55,21 +55,20 @@ def limits(options, run_dir, store):
     if folder.has_begun(run_dir):
         return folder.read_options(run_dir).value_range or store.limits
     start = pictures.load_once(options.warm_start)
-    planes = [store[i] for i in spread(len(store), ranges.PLANES)]
+    planes = [store.whole(i) for i in spread(len(store), ranges.PLANES)]
     found, origin = ranges.with_black_level(store.limits, start, planes)
     if found != store.limits:
         print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
     return found
 
 
-def find(options, run_dir, store, held_out):
+def find(options, run_dir, store):
     """The FoundNoise of a training: what its folder says, or found now.
 
     Args:
         options: with `warm_start`, the network that finds it.
         run_dir: folder of the run, which may not be there yet.
         store: planes.NoisyPlanes.
-        held_out: files.
     """
     path = pathlib.Path(run_dir) / NAME
     if folder.has_begun(run_dir):
@@ -78,8 +77,7 @@ def find(options, run_dir, store, held_out):
         except (OSError, ValueError, TypeError) as error:
             raise UserError(f"{path}: expected the noise of the images, received '{error}'.") from error
     start, noise = pictures.load_once(options.warm_start), models.noise_model(options.experiment)
-    named = _planes(store, held_out, options.train_data)
-    pixels = {name: [start.middle_pixels(plane) for plane in planes] for name, planes in named.items()}
+    pixels = {name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store).items()}
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
     found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
     noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
@@ -106,20 +104,13 @@ def _level(options, parameter):
     return parts[0] if len(parts) == 1 else tuple(parts)
 
 
-def _planes(store, held_out, folder):
-    """{name of a file: some of its planes}, of some files of the store and of the held-out ones."""
+def _planes(store):
+    """{name of a file: some of its planes}, of some files of the store."""
     numbers = {}
     for number, name in enumerate(store.names):
         numbers.setdefault(name.rpartition("#")[0], []).append(number)
     names = list(numbers)[:: -(-len(numbers) // _FITTED_FILES)]
-    found = {name: [store[i] for i in _some(numbers[name])] for name in names}
-    for file in held_out:
-        try:
-            picture = files.read(file)
-            found[name_of(file, folder)] = [to_unit(picture[i], store.limits) for i in _some(range(len(picture)))]
-        except UserError:
-            continue  # the validation warns
-    return found
+    return {name: [store.whole(i) for i in _some(numbers[name])] for name in names}
 
 
 def _some(numbers):

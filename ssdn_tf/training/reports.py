@@ -9,47 +9,44 @@ import keras
 import numpy as np
 
 from ssdn_tf.data import images
-from ssdn_tf.data.files import read as read_any
-from ssdn_tf.data.planes import name_of, to_unit
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import metrics, protocol
 from ssdn_tf.inference.predictor import Predictor
 from ssdn_tf.noise.levels import LEVELS
 
-_VALIDATION_SIDE = 256
+_VALIDATION_IMAGES, _VALIDATION_SIDE = 4, 256
+_NOISY_SIDE = 512
 
 
 class Validation:
-    """Scores of a model on fixed 256x256 centre crops of at most `most` held-out images.
+    """Scores of a model on images that are not trained on.
 
-    Clean images are made noisy, and scored by PSNR. Images that are noisy already are scored by the training loss, with
-    the noise of `found` (`found_noise.FoundNoise`) or that of the options.
+    Clean images are made noisy, and scored by PSNR; images that are noisy already, by the training loss.
+
+    Args:
+        files: of clean images, of which the middles of 256x256 of the first few are taken.
+        options: of the training.
+        noisy: list of (plane, noise parameter or None where the model is not told it).
     """
 
-    def __init__(self, files, options, found=None, most=4):
+    def __init__(self, files, options, noisy=()):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
-        self.options, self.cases, self.noisy, self._scorer = options, [], [], None
-        for file in files[:most]:
+        self.options, self.cases, self._scorer = options, [], None
+        unknown = experiment.draw_parameter(None) if noisy else None
+        self.noisy = [
+            (images.to_channels(images.middle(plane, _NOISY_SIDE), experiment.channels), unknown if p is None else p)
+            for plane, p in noisy
+        ]
+        for file in files[:_VALIDATION_IMAGES]:
             try:
-                image = self._middle(file)
+                pixels = images.middle(images.read(file), _VALIDATION_SIDE)
             except UserError as error:
                 images.warn(f"left out {error}")
                 continue
-            if options.noisy_already:
-                name = name_of(file, options.train_data)
-                self.noisy.append((image, found.of(name) if found else experiment.draw_parameter(None)))
-            else:
-                generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
-                self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
-
-    def _middle(self, file):
-        """float32 [h,w,C]: the middle of the first plane of a file."""
-        if self.options.noisy_already:
-            plane = to_unit(images.middle(read_any(file)[0], _VALIDATION_SIDE), self.options.value_range)
-        else:
-            plane = images.to_float(images.middle(images.read(file), _VALIDATION_SIDE))
-        return images.to_channels(plane, self.options.experiment.channels)
+            image = images.to_float(images.to_channels(pixels, experiment.channels))
+            generator = protocol.rng(options.seed, "validation", pathlib.Path(file).name, 0)
+            self.cases.append(protocol.corrupt(image, experiment, noise, generator, _VALIDATION_SIDE))
 
     def __call__(self, denoiser):
         """Means over the images: {"psnr": dB, "psnr_mu_x": dB} or {"held_out_loss": nats}; {} without images."""

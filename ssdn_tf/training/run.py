@@ -63,11 +63,13 @@ class Run:
             options = dataclasses.replace(options, value_range=self.store.limits)
         noise = None
         if found_noise.is_needed(options):
-            noise = self._on_all(lambda: found_noise.find(options, self.run_dir, self.store, held_out))
+            noise = self._on_all(lambda: found_noise.find(options, self.run_dir, self.store))
             options, self.store.noise = found_noise.with_level(options, noise), noise
         options = build.fit_crops(options, self.store.sides())
         distribution.require_same(self.devices, [options.to_dict(), self.store.description()])
-        self.validation = self._on_all(lambda: Validation(held_out, options, noise) if self.devices.is_chief else None)
+        parts = self.store.held_out.items() if options.noisy_already else ()
+        noisy = [(part, self.store.parameter(number)) for number, part in parts]
+        self.validation = self._on_all(lambda: Validation(held_out, options, noisy) if self.devices.is_chief else None)
         with contextlib.ExitStack() as on_error:
             lock, self.options = self._on_all(lambda: self._claim(options))
             self.lock = on_error.enter_context(lock)
@@ -329,11 +331,12 @@ def _open(options, run_dir, data_dir, memory_mb):
     files, held_out = build.training_files(options, data_dir)
     crop = min(stage.crop for stage in options.stages)
     if options.noisy_already:
-        store = NoisyPlanes(files, crop, memory_mb, options.value_range, options.train_data)
+        settings = {"folder": options.train_data, "hold_out": options.validation == "held_out"}
+        store = NoisyPlanes(files, crop, memory_mb, options.value_range, **settings)
         limits = found_noise.limits(options, run_dir, store)
         # Read again rather than shifted in memory: a start that knows the range must get the same pictures to the bit.
         if limits != store.limits:
-            store = NoisyPlanes(files, crop, memory_mb, limits, options.train_data)
+            store = NoisyPlanes(files, crop, memory_mb, limits, **settings)
         return store, held_out
     return ImageStore(files, crop, memory_mb), held_out
 

@@ -99,3 +99,24 @@ def test_a_damaged_plane_leaves_the_range_to_the_others():
 
     good = np.array([[[100]], [[4000]]], "uint16")
     assert measured_range([good.view(Damaged), good]) == measured_range([good])
+
+
+def test_parts_of_some_planes_are_held_out_and_no_picture(tmp_path):
+    stack = np.random.default_rng(0).random((12, 80, 40), np.float32)
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    found = NoisyPlanes([tmp_path / "a.tif"], 32, hold_out=True)
+    assert len(found) == 12 and list(found.held_out) == [0, 11] and found.sides() == [40] * 12
+    for number, part in found.held_out.items():
+        assert part.shape == (10, 40, 1) and found[number].shape == (70, 40, 1)
+        assert np.array_equal(np.concatenate([found[number], part]), found.whole(number))
+        assert np.array_equal(found.whole(number)[..., 0], stack[number])
+    assert found[5].shape == (80, 40, 1) == found.whole(5).shape
+    tall = NoisyPlanes([tmp_path / "a.tif"], 32)
+    assert not tall.held_out and tall[0].shape == (80, 40, 1)
+
+
+@pytest.mark.parametrize("crop, rows", [(64, 0), (56, 8), (8, 8)])
+def test_what_is_left_of_a_plane_still_holds_a_crop(tmp_path, crop, rows):
+    np.save(tmp_path / "a.npy", np.zeros((64, 64), np.float32))
+    found = NoisyPlanes([tmp_path / "a.npy"], crop, hold_out=True)
+    assert found[0].shape[0] == 64 - rows and sum(len(part) for part in found.held_out.values()) == rows
