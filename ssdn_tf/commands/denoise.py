@@ -370,6 +370,11 @@ def _check_model(values, worker, channels, all_told):
                 tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
+        if number == 1 and model.experiment.channels == 3:
+            images.warn(
+                f"{model.experiment.name} is for pictures in colour; in three copies of a gray picture the noise is "
+                "alike, which it does not expect: a network for gray does better."
+            )
         parameter = _level(values, model, all_told)
         if parameter is not None:
             worker.parameters[number] = parameter

@@ -46,11 +46,16 @@ def main(values):
     model = model_flag.load(values, planes[0].shape[-1])
     if not model.can_fit:
         raise UserError(f"--model: {model.experiment.name} has no likelihood to fit the noise by.")
+    if planes[0].shape[-1] < model.experiment.channels:
+        raise UserError(f"--model: expected a network for gray pictures, received {values.model}, for colour.")
     limits, origin = cli.parse_range(values.range), "given"
     if not limits:
         limits, origin = ranges.find(planes, lambda channels: model)
     channels = model.experiment.channels
-    found = diagnosis.diagnose(model, [images.to_channels(to_unit(plane, limits), channels) for plane in planes])
+    pictures = [images.to_channels(to_unit(plane, limits), channels) for plane in planes]
+    found = diagnosis.diagnose(model, pictures)
+    if found.best.kind == "impulse" and channels == 3 and not values.model:
+        found = diagnosis.with_impulses_of(found, model_flag.load_path("impulse-rgb"), pictures)
     print(f"Black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}); sigma is in 255ths of that range.\n")
     print(f"{'noise':18}{'log-likelihood':>15}  parameters")
     for fit in found.fits:

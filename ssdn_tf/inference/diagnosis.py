@@ -108,6 +108,22 @@ def diagnose(predictor, pictures):
     return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(everything))
 
 
+def with_impulses_of(found, predictor, pictures):
+    """A Diagnosis whose impulse noise is fitted under another network.
+
+    Replaced pixels among the neighbours mislead a network for additive noise: it calls the noise by its kind, but finds
+    a share of 0.08 for 0.05.
+
+    Args:
+        found: Diagnosis.
+        predictor: a Predictor for impulse noise.
+        pictures: as for `diagnose`.
+    """
+    pixels = [predictor.pixels(picture) for picture in pictures]
+    fit = _fit(predictor, "impulse", pixels, together(pixels))
+    return dataclasses.replace(found, fits=[fit if other.kind == "impulse" else other for other in found.fits])
+
+
 def _fit(predictor, kind, pixels, everything):
     noise = registry.make(kind, **({"likelihood": "mixture"} if kind == "impulse" else {}))
     parameter = predictor.fit(pixels, noise)
