@@ -314,8 +314,8 @@ def _given_levels(values):
 
 def _levels_of_files(values, pairs):
     """{file: {"sigma": 25.0}} of --levels; of a file without levels, the noise is found. {} without the flag."""
-    ways = [name for name in ("levels",) if values.levels] + _given_levels(values)[:1]
-    ways += [name for name in ("noise_from=set",) if values.noise_from == "set"]
+    from_set = values.noise_from == "set"
+    ways = ["levels"] * bool(values.levels) + _given_levels(values)[:1] + ["noise_from=set"] * from_set
     if len(ways) > 1:
         raise UserError(f"--{ways[0]} and --{ways[1]} both say the noise level; give one of them.")
     if not values.levels:

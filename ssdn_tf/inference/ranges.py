@@ -1,7 +1,5 @@
 """The range of intensities of pictures that were taken alike, (black, white): what a network takes as 0 and 1."""
 
-import collections
-
 import numpy as np
 
 from ssdn_tf.data import images
@@ -49,7 +47,8 @@ def find(planes, predictor_of, noise_is_known=False):
         return trained, "as in the training"
     if noise_is_known:
         return limits, "measured"
-    collections.deque(rest, maxlen=0)  # of 8 bit, the range is known before all planes are read
+    for _ in rest:  # of 8 bit, the range is known before all planes are read
+        pass
     alike = [middle for middle in middles if middle.shape[-1] == channels]
     views = [UnitView(alike[i], limits, channels) for i in spread(len(alike), PLANES)]
     return with_black_level(limits, model, views)

@@ -291,9 +291,9 @@ def _write_warm_up(experiment, signatures, path):
 
     pixels = np.full((_WARM_UP_SIDE, _WARM_UP_SIDE, experiment.channels), 128, np.uint8)
     # 1 is legal for every number of a noise model; a published network may not say its level.
-    unknown = [1.0] * len(LEVELS[experiment.noise].numbers)
-    level = np.ravel(unknown if experiment.high is None else experiment.parameter(experiment.high))
-    level = np.float32(level[None] if level.size > 1 else level)
+    numbers = len(LEVELS[experiment.noise].numbers)
+    level = np.ones(numbers) if experiment.high is None else experiment.parameter(experiment.high)
+    level = np.reshape(np.float32(level), (1,) if numbers == 1 else (1, numbers))
     noisy = images.to_float(pixels)[None]
     png = {8: images.encode_png(pixels), 16: images.encode_png(pixels.astype(np.uint16) * 257)}
     with tf.io.TFRecordWriter(str(path)) as writer:

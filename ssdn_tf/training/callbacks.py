@@ -83,9 +83,12 @@ class Divergence(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         self._batches += 1
         if self._batches % _TOO_MANY_SKIPS == 0:  # seldom, because it waits for the device
-            self.on_epoch_end(None)
+            self._check()
 
     def on_epoch_end(self, epoch, logs=None):
+        self._check()
+
+    def _check(self):
         count = _number(self.model.optimizer.skipped_in_a_row)
         if count >= _TOO_MANY_SKIPS:
             raise UserError(
