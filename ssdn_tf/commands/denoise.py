@@ -1,7 +1,6 @@
 """denoise.py: denoises picture files."""
 
 import bisect
-import contextlib
 import dataclasses
 import itertools
 import os
@@ -14,7 +13,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
-from ssdn_tf.data.planes import spread
+from ssdn_tf.data.planes import readable, spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
 
@@ -270,12 +269,8 @@ def _survey(values, pairs):
 
 
 def _first_planes(sources):
-    """The first plane of each picture; damaged ones are left out (they are reported when their turn comes)."""
-    for source in sources:
-        try:
-            yield files.read(source)[0]
-        except UserError:
-            continue
+    """The first plane of each picture that can be read."""
+    return readable(sources, lambda source: files.read(source)[0])
 
 
 def _sampled_planes(counts):
@@ -290,10 +285,7 @@ def _sampled_planes(counts):
         wanted.setdefault(which, []).append(number - ends[which])
     sources = list(counts)
     for which, numbers in wanted.items():
-        picture = files.read(sources[which])
-        for number in numbers:
-            with contextlib.suppress(UserError):
-                yield picture[number]
+        yield from readable(numbers, files.read(sources[which]).__getitem__)
 
 
 def _found_range(values, survey, worker):
@@ -370,7 +362,7 @@ def _check_model(values, worker, channels, all_told):
                 tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
-        if number == 1 and model.experiment.channels == 3:
+        if number == 1 and model.experiment.channels == 3 and model.experiment.noise != "impulse":  # has none for gray
             images.warn(
                 f"{model.experiment.name} is for pictures in colour; in three copies of a gray picture the noise is "
                 "alike, which it does not expect: a network for gray does better."

@@ -24,6 +24,16 @@ def name_of(path, folder):
     return path.relative_to(folder).as_posix() if folder in path.parents else path.name
 
 
+def readable(planes, read):
+    """Yields what read(plane) returns, without the damaged ones: they are named when their turn comes."""
+    for plane in planes:
+        try:
+            sample = read(plane)
+        except UserError:
+            continue
+        yield sample
+
+
 def measured_range(planes):
     """(black, white) of a set of planes of one dtype.
 
@@ -33,24 +43,25 @@ def measured_range(planes):
     Args:
         planes: iterable of [H,W,C], of a large set `spread` over it. Damaged ones are left out; without any, 0 and 1.
     """
-    values, dtype = [], None
-    for plane in planes:
-        dtype = plane.dtype
-        if dtype == np.uint8:
+    values = []
+    for sample in readable(planes, _sample):
+        if sample.dtype == np.uint8:
             return 0.0, 255.0
-        step = max(int((plane.size // _SAMPLED_PIXELS) ** 0.5), 1)
-        try:
-            values.append(np.ravel(plane[::step, ::step]).astype(np.float64))
-        except UserError:
-            continue  # which is said when its turn comes
+        values.append(sample)
     if not values:
         return 0.0, 1.0
-    low, high = np.percentile(np.concatenate(values), (0.1, 99.9))
+    dtype = values[0].dtype
+    low, high = np.percentile(np.concatenate(values).astype(np.float64), (0.1, 99.9))
     if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
         return 0.0, 1.0
     if dtype == np.uint16 and high > 2**15:
         return 0.0, 65535.0
     return float(low), float(high if high > low else low + 1.0)
+
+
+def _sample(plane):
+    step = max(int((plane.size // _SAMPLED_PIXELS) ** 0.5), 1)
+    return np.ravel(plane[::step, ::step])
 
 
 def to_unit(plane, limits):

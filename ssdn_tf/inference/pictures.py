@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.planes import UnitView, spread
+from ssdn_tf.data.planes import UnitView, readable, spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import predictor, pretrained, ranges
 from ssdn_tf.noise.levels import LEVELS
@@ -58,15 +58,15 @@ class PictureDenoiser:
 
     def fit_set(self, planes, limits):
         """Fits one noise parameter to all planes (an iterable of arrays), for those of their number of channels."""
+
+        def pixels_of(plane):
+            model, view, _ = self._prepared(plane, limits, None)
+            return plane.shape[-1], model.pixels(view, self.tile)
+
         pixels = {}
-        for plane in planes:
-            model = self.predictor(plane.shape[-1])
-            view = UnitView(plane, limits, model.experiment.channels)
-            try:
-                pixels.setdefault(plane.shape[-1], []).append(model.pixels(view, self.tile))
-            except UserError:
-                continue  # a damaged one, which is said when its turn comes
-        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items() if found}
+        for channels, found in readable(planes, pixels_of):
+            pixels.setdefault(channels, []).append(found)
+        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
 
     def plane(self, plane, limits, noise=None):
         """Denoises a plane.

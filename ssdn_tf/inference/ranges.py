@@ -3,8 +3,7 @@
 import numpy as np
 
 from ssdn_tf.data import images
-from ssdn_tf.data.planes import UnitView, measured_range, spread
-from ssdn_tf.errors import UserError
+from ssdn_tf.data.planes import UnitView, measured_range, readable, spread
 from ssdn_tf.inference.predictor import MIDDLE
 
 PLANES = 16  # most that the black level is fitted to
@@ -28,15 +27,11 @@ def find(planes, predictor_of, noise_is_known=False):
     """
     middles = []
 
-    def watched():
-        for plane in planes:
-            try:
-                middles.append(np.array(images.middle(plane, MIDDLE)))
-            except UserError:
-                continue  # which is said when its turn comes
-            yield plane
+    def watched(plane):
+        middles.append(np.array(images.middle(plane, MIDDLE)))
+        return plane
 
-    rest = watched()
+    rest = readable(planes, watched)
     limits = measured_range(rest)
     if not middles:  # all of them are damaged, which is said when their turn comes
         return limits, "measured"
