@@ -58,15 +58,12 @@ class PictureDenoiser:
 
     def fit_set(self, planes, limits):
         """Fits one noise parameter to all planes (an iterable of arrays), for those of their number of channels."""
-
-        def pixels_of(plane):
-            model, view, _ = self._prepared(plane, limits, None)
-            return plane.shape[-1], model.pixels(view, self.tile)
-
         pixels = {}
-        for channels, found in readable(planes, pixels_of):
-            pixels.setdefault(channels, []).append(found)
-        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items()}
+        for plane in planes:
+            model, view, _ = self._prepared(plane, limits, None)  # outside `readable`: a network is no damaged picture
+            found = readable([view], functools.partial(model.pixels, tile=self.tile))
+            pixels.setdefault(plane.shape[-1], []).extend(found)
+        self.parameters = {channels: self.predictor(channels).fit(found) for channels, found in pixels.items() if found}
 
     def plane(self, plane, limits, noise=None):
         """Denoises a plane.
