@@ -362,7 +362,8 @@ def _check_model(values, worker, channels, all_told):
                 tiling.check_side(values.tile, model.halo, model.grid)
         except ValueError as error:
             raise UserError(f"--tile: {error}") from error
-        if number == 1 and model.experiment.channels == 3 and model.experiment.noise != "impulse":  # has none for gray
+        # For impulse noise the package has no network for gray that could be advised.
+        if number == 1 and model.experiment.channels == 3 and model.experiment.noise != "impulse":
             images.warn(
                 f"{model.experiment.name} is for pictures in colour; in three copies of a gray picture the noise is "
                 "alike, which it does not expect: a network for gray does better."

@@ -25,7 +25,7 @@ def name_of(path, folder):
 
 
 def readable(planes, read):
-    """Yields what read(plane) returns, without the damaged ones: they are named when their turn comes."""
+    """Yields what read(plane) returns for each plane; damaged ones are left out here, as denoising names them."""
     for plane in planes:
         try:
             sample = read(plane)

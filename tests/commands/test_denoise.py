@@ -150,7 +150,7 @@ def test_alpha_takes_the_network_for_impulse_noise(tmp_path, capsys):
     Image.fromarray(np.full((24, 24), 120, np.uint8)).save(tmp_path / "in" / "gray.png")
     assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--alpha=0.3") == 0
     out, err = capsys.readouterr()
-    assert "alpha 0.3" in out and "for pictures in colour" not in err  # there is none for gray to take
+    assert "alpha 0.3" in out and "for pictures in colour" not in err  # there is no network for gray and impulses
 
 
 def test_a_warning_is_said_once_and_again_by_the_next_command(capsys):
