@@ -75,7 +75,12 @@ def _data(values):
     )
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
     cli.range_flag(values, "images, with --noisy")
-    flags.DEFINE_bool("augment", None, "flip and transpose crops at random (default: yes, no for paper)", **define)
+    flags.DEFINE_bool(
+        "augment",
+        None,
+        "flip and transpose crops at random, and shuffle the colours of --train_data=sample (default: yes, no for paper)",
+        **define,
+    )
     flags.DEFINE_string(
         "validation",
         None,

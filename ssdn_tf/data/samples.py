@@ -203,11 +203,23 @@ class Samples:
         exponent: function of the image index, or None.
         noisy_already: the pictures are noisy; nothing is added.
         augment: crops are flipped and transposed at random.
+        shuffle_colours: the channels of colour crops are put in a random order.
         found: function (number of a picture that is noisy already) -> its noise parameter or None; default None.
     """
 
     def __init__(
-        self, store, experiment, noise, *, crop, seed, exponent=None, noisy_already=False, augment=False, found=None
+        self,
+        store,
+        experiment,
+        noise,
+        *,
+        crop,
+        seed,
+        exponent=None,
+        noisy_already=False,
+        augment=False,
+        shuffle_colours=False,
+        found=None,
     ):
         self.store = store
         self.experiment = experiment
@@ -217,6 +229,7 @@ class Samples:
         self.exponent = exponent
         self.noisy_already = noisy_already
         self.augment = augment
+        self.shuffle_colours = shuffle_colours
         self.found = found
 
     def __getitem__(self, index):
@@ -251,6 +264,8 @@ class Samples:
         pixels = pixels[top : top + self.crop, left : left + self.crop]
         if self.augment:
             pixels = images.flip(pixels, rng.integers(8))
+        if self.shuffle_colours and pixels.shape[-1] == 3:
+            pixels = pixels[..., rng.permutation(3)]
         return images.to_float(images.to_channels(pixels, self.experiment.channels))
 
     def _corrupt(self, clean, rng):

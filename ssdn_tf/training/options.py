@@ -52,7 +52,7 @@ class Options:
     budget: seconds that the training may take; the images of the stages are then measured once and written into
         the folder of the run, so nothing depends on the clock afterwards. None: the stages have their images.
     value_range: (black, white) of noisy images; None where a training adds the noise, or until it is measured.
-    augment: crops are flipped and transposed at random.
+    augment: crops are flipped and transposed at random; those of "sample" get their colours shuffled.
     optimizer: "adam", or "muon" for convolution kernels and Adam for the rest.
     average: momentum of the averaged weights (0.999 averages over the last 1,000 steps or so); 0 for none.
     clip_norm: gradients longer than this (all weights together) are shortened to it; 0: never.

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -296,6 +297,24 @@ def test_augmented_crops_take_all_eight_orientations():
         counts[which] += 1
     # 50 expected each; the standard deviation is 6.6.
     assert min(counts) > 17 and max(counts) < 83
+
+
+def test_shuffled_colours_come_in_all_six_orders():
+    """The crop comes back with its channels in each order, about equally often; a gray one stays."""
+    picture, gray = photograph(16, 16), photograph(16, 16)[..., :1]
+    plain, shuffled, of_gray = (
+        data.Samples([pixels], Experiment(), None, crop=16, seed=0, noisy_already=True, shuffle_colours=shuffle)
+        for pixels, shuffle in ((picture, False), (picture, True), (gray, True))
+    )
+    orders = list(itertools.permutations(range(3)))
+    counts = dict.fromkeys(orders, 0)
+    for index in range(300):
+        found = shuffled[index]["noisy"]
+        (which,) = [order for order in orders if np.array_equal(found, plain[index]["noisy"][..., order])]
+        counts[which] += 1
+    # 50 expected each; the standard deviation is 6.5.
+    assert min(counts.values()) > 17 and max(counts.values()) < 83
+    assert np.ptp(of_gray[0]["noisy"], axis=-1).max() == 0
 
 
 def test_large_crops_come_from_large_pictures(tmp_path):

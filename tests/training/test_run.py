@@ -19,7 +19,7 @@ import tensorflow as tf
 from PIL import Image
 
 from ssdn_tf.commands import cli, train, train_flags
-from ssdn_tf.data.samples import Samples
+from ssdn_tf.data.samples import ImageStore, Samples
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, predictor
@@ -571,3 +571,15 @@ def test_steps_at_once_train_the_same(pictures, tmp_path, uninterrupted, at_once
     result = weights(run)
     assert all(np.array_equal(result[name], expected[name]) for name in expected)
     assert [row["images"] for row in history(run)] == [row["images"] for row in history(whole)]
+
+
+def test_only_the_sample_photographs_are_trained_on_with_shuffled_colours(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    for train_data, augment, expected in (
+        ("sample", True, True),
+        ("sample", False, False),
+        (str(tmp_path), True, False),
+    ):
+        options = Options(Experiment(), train_data, augment=augment, stages=(Stage(32, 1, 1.0, 10),))
+        store = ImageStore(build.training_files(options)[0], 32)
+        assert build.stage_samples(options, store, 0).shuffle_colours == expected
