@@ -98,7 +98,7 @@ class PerImageParameter(NoiseLayer):
 class FittedParameter(NoiseLayer):
     """The parameter at which the pixels of a picture are most likely, given what the network says of them.
 
-    It has no weights, and gives no gradient. It reads some 8,000 pixels of each picture; see `noise.fitting`.
+    It has no weights, and gives no gradient. It reads some 30,000 pixels of each picture; see `noise.fitting`.
 
     Call arguments: noisy, mu_x [N,H,W,C], sigma_x [N,H,W,C,C]. Output: [N,1,1,P].
     """

@@ -6,7 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
-from ssdn_tf.inference.predictor import together
+from ssdn_tf.inference.predictor import SET_PIXELS, plain, together
 from ssdn_tf.noise import fitting, registry
 from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.noise.prior import Prior
@@ -99,8 +99,8 @@ def diagnose(predictor, pictures):
         pictures: list of float32 [H,W,C] in the unit of the network.
     """
     pixels = [predictor.pixels(picture) for picture in pictures]
-    everything = together(pixels)
-    fits = [_fit(predictor, kind, pixels, everything) for kind in FAMILIES]
+    everything = together(pixels, SET_PIXELS)
+    fits = [_fit(kind, everything) for kind in FAMILIES]
     fits.sort(key=lambda fit: fit.log_likelihood - fitting.LEAST_GAIN * np.size(fit.parameter), reverse=True)
     correlation = np.mean([_correlation(picture) for picture in pictures], axis=0)
     values = np.concatenate([picture.reshape(-1) for picture in pictures])
@@ -120,19 +120,20 @@ def with_impulses_of(found, predictor, pictures):
         pictures: as for `diagnose`.
     """
     pixels = [predictor.pixels(picture) for picture in pictures]
-    fit = _fit(predictor, "impulse", pixels, together(pixels))
+    fit = _fit("impulse", together(pixels, SET_PIXELS))
     return dataclasses.replace(found, fits=[fit if other.kind == "impulse" else other for other in found.fits])
 
 
-def _fit(predictor, kind, pixels, everything):
+def _fit(kind, everything):
     noise = registry.make(kind, **({"likelihood": "mixture"} if kind == "impulse" else {}))
-    parameter = predictor.fit(pixels, noise)
     noisy, mu_x, sigma_x = everything
+    parameter, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
+    parameter = plain(parameter)
     constant = 0.5 * noisy.shape[-1] * math.log(2 * math.pi)
 
     def log_likelihood(values):
         array = ops.convert_to_tensor(np.reshape(values, (1, 1, 1, -1)), "float64")
-        nll = noise.marginal_nll(noisy, Prior(mu_x, sigma_x), array)
+        nll = noise.marginal_nll(noisy, prior, array)
         return -float(np.mean(ops.convert_to_numpy(nll))) - constant
 
     values = np.atleast_1d(parameter).astype(np.float64)

@@ -22,6 +22,7 @@ from ssdn_tf.noise.prior import Prior
 
 _FITTED = object()
 _FITTED_TILES = 4  # tiles of a large picture that a fit reads
+SET_PIXELS = 4 * fitting.PIXELS  # that a fit to many pictures reads
 MIDDLE = 256  # side of what a fit to many pictures reads of each
 AUTO = "auto"  # tiles of the network's own side
 
@@ -226,8 +227,8 @@ class Predictor:
             The parameter, a float or a tuple, in the unit of the noise model.
         """
         noise = noise or models.noise_model(self.experiment)
-        noisy, mu_x, sigma_x = together(pixels)
-        return _plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
+        noisy, mu_x, sigma_x = together(pixels, SET_PIXELS)
+        return plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
 
     def black_level(self, pixels):
         """The black level of a set of pictures that were taken alike, in the unit of the network.
@@ -237,8 +238,7 @@ class Predictor:
         Args:
             pixels: results of `pixels`, one for each picture.
         """
-        step = -(-sum(len(noisy) for noisy, _, _ in pixels) // fitting.PIXELS)
-        noisy, mu_x, sigma_x = (array[:, :, ::step] for array in together(pixels))
+        noisy, mu_x, sigma_x = together(pixels, fitting.PIXELS)
         return models.noise_model(self.experiment).black_level(noisy, Prior(mu_x, sigma_x))
 
     @property
@@ -300,7 +300,7 @@ class Predictor:
         layer = self.model.get_layer("parameter")
         parts = ((tile, ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
         mean = tiling.stitch(parts, *noisy.shape[:2]).mean(axis=(0, 1), dtype=np.float64)
-        return _plain(ops.convert_to_numpy(layer.noise.constrain(ops.convert_to_tensor(mean, "float32"))))
+        return plain(ops.convert_to_numpy(layer.noise.constrain(ops.convert_to_tensor(mean, "float32"))))
 
     def with_source(self, source):
         """This predictor with its noise parameter from elsewhere: "known" (it must be told) or "fitted"."""
@@ -326,9 +326,14 @@ class Predictor:
         return _compiled(keras.Model(self.model.input["noisy"], outputs))
 
 
-def together(pixels):
-    """Results of `Predictor.pixels` as one picture: noisy [1,1,n,C], mu_x [1,1,n,C], sigma_x [1,1,n,C,C], float64."""
-    return [np.concatenate(arrays)[None, None].astype("float64") for arrays in zip(*pixels)]
+def together(pixels, most):
+    """At most `most` of the results of `Predictor.pixels`, evenly spaced, as one picture, float64.
+
+    Returns:
+        noisy [1,1,n,C], mu_x [1,1,n,C], sigma_x [1,1,n,C,C].
+    """
+    step = -(-sum(len(noisy) for noisy, _, _ in pixels) // most)
+    return [np.concatenate(arrays)[None, None, ::step].astype("float64") for arrays in zip(*pixels)]
 
 
 def _joined(size, parts):
@@ -353,11 +358,11 @@ def _prediction(model, inputs, parameter):
     level = outputs.pop("noise_parameter", None)
     return Prediction(
         **{name: value[0] for name, value in outputs.items()},
-        noise_parameter=None if level is None else _plain(level),
+        noise_parameter=None if level is None else plain(level),
     )
 
 
-def _plain(parameter):
+def plain(parameter):
     """A noise parameter as a float, or a tuple of floats."""
     values = tuple(np.ravel(parameter).tolist())
     return values[0] if len(values) == 1 else values

@@ -76,6 +76,10 @@ class NoiseModel:
         mu_y, sigma_y = self.marginal_moments(self.effective_prior(prior), parameter)
         return linalg.gaussian_nll(noisy - mu_y, sigma_y)
 
+    def fit_with_prior(self, noisy, prior):
+        """The parameter that `fit` finds, and the Prior at which it is the best."""
+        return self.fit(noisy, prior), prior
+
     def prior_std(self, prior):
         """Standard deviation of each channel of the effective prior: sqrt of the diagonal of sigma_x, [N,H,W,C]."""
         return ops.sqrt(ops.diagonal(self.effective_prior(prior).sigma_x, axis1=-2, axis2=-1))
@@ -112,11 +116,17 @@ class AdditiveNoise(NoiseModel):
 
         Of two numbers, one that makes the pixels more likely by less than `fitting.LEAST_GAIN` is 0.
         """
-        residual, used = noisy - prior.mu_x, fitting.is_lit(prior.mu_x)
-        weights = fitting.variance_weights(
-            residual, prior.sigma_x, self.basis(prior), self.weight_range(), used, simplest=True
-        )
-        return self.from_weights(weights)
+        return self.fit_with_prior(noisy, prior)[0]
+
+    def fit_with_prior(self, noisy, prior, everything=False):
+        """`fit`, and the prior with the best scale of sigma_x.
+
+        everything: read dark pixels too, and leave out no number.
+        """
+        used = None if everything else fitting.is_lit(prior.mu_x)
+        residual, basis, ranges = noisy - prior.mu_x, self.basis(prior), self.weight_range()
+        found = fitting.variance_weights(residual, prior.sigma_x, basis, ranges, used, simplest=not everything)
+        return self.from_weights(found.weights), prior._replace(sigma_x=found.scale * prior.sigma_x)
 
     def weight_range(self):
         """(lowest, highest) weights: those of the legal parameters, with a std of at least 1e-3."""

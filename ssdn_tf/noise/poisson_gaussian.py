@@ -78,9 +78,7 @@ class PoissonGaussianNoise(AdditiveNoise):
             float, 0 or above, at most what 99 % of mu_x exceed. It is 0 too where a black level makes the pixels more
             likely by less than 1e-3 nats, which small faults of the prior do, and where there is hardly any noise.
         """
-        basis, ranges = self.basis(prior), self.weight_range()
-        weights = fitting.variance_weights(noisy - prior.mu_x, prior.sigma_x, basis, ranges)
-        parameter = self.from_weights(weights)
+        parameter, _ = self.fit_with_prior(noisy, prior, everything=True)
         gain, readout = (float(number) for number in parameter[0, 0, 0])
         if gain < _LEAST_STD**2 or readout > 2 * MINIMUM:
             return 0.0
@@ -117,10 +115,9 @@ _LEAST_STD = 1 / 255  # of photon noise at white
 
 def _photon_nll(noisy, prior, black):
     """Mean negative log-likelihood of photon noise above a black level, at the best gain."""
-    photons, prior = PoissonNoise(), Prior(prior.mu_x - black, prior.sigma_x)
-    residual = noisy - black - prior.mu_x
-    weights = fitting.variance_weights(residual, prior.sigma_x, photons.basis(prior), photons.weight_range())
-    return float(ops.mean(photons.marginal_nll(noisy - black, prior, photons.from_weights(weights))))
+    photons, noisy, prior = PoissonNoise(), noisy - black, Prior(prior.mu_x - black, prior.sigma_x)
+    parameter, prior = photons.fit_with_prior(noisy, prior, everything=True)
+    return float(ops.mean(photons.marginal_nll(noisy, prior, parameter)))
 
 
 def _line(x, y):
