@@ -78,7 +78,7 @@ def _data(values):
     flags.DEFINE_bool(
         "augment",
         None,
-        "flip and transpose crops at random, and shuffle the colours of --train_data=sample (default: yes, no for paper)",
+        "flip and transpose crops at random; with --train_data=sample shuffle colours too (default: yes, no for paper)",
         **define,
     )
     flags.DEFINE_string(
