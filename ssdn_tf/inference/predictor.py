@@ -216,19 +216,27 @@ class Predictor:
             return None
         return tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
 
-    def fit(self, pixels, noise=None):
+    def fit(self, pixels, noise=None, default=None):
         """The maximum-likelihood noise parameter of a set of pictures that were taken alike.
 
         Args:
             pixels: results of `pixels`, one for each picture.
             noise: a NoiseModel; default: that of the model.
+            default: a parameter that stands, unless another makes the pixels more likely by `fitting.LEAST_GAIN`.
 
         Returns:
             The parameter, a float or a tuple, in the unit of the noise model.
         """
         noise = noise or models.noise_model(self.experiment)
         noisy, mu_x, sigma_x = together(pixels, SET_PIXELS)
-        return plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
+        found, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
+
+        def nll(parameter):
+            return float(ops.mean(noise.marginal_nll(noisy, prior, ops.reshape(parameter, (1, 1, 1, -1)))))
+
+        if default is not None and nll(np.asarray(default, noisy.dtype)) - nll(found) < fitting.LEAST_GAIN:
+            return default
+        return plain(ops.convert_to_numpy(found))
 
     def black_level(self, pixels):
         """The black level of a set of pictures that were taken alike, in the unit of the network.

@@ -1,7 +1,7 @@
 """The noise of images that are noisy already, found by the network that a training starts from.
 
-Each file has a noise of its own: if a training is told less noise than an image has, the network takes the rest for
-detail, and keeps it.
+If a training is told less noise than an image has, the network takes the rest for detail, and keeps it. So a file has
+a noise of its own, where that makes its pixels much more likely than the noise of all together, which is known better.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class FoundNoise:
     """Noise parameters, in the unit of the noise model.
 
     together: the one at which all images are most likely.
-    by_file: {name of a file, as `planes.name_of` gives it: its own}.
+    by_file: {name of a file, as `planes.name_of` gives it: its own, or `together` where that fits about as well}.
     """
 
     together: object
@@ -79,7 +79,7 @@ def find(options, run_dir, store):
     start, noise = pictures.load_once(options.warm_start), models.noise_model(options.experiment)
     pixels = {name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store).items()}
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
-    found = FoundNoise(together, {name: start.fit(parts, noise) for name, parts in pixels.items()})
+    found = FoundNoise(together, {name: start.fit(parts, noise, default=together) for name, parts in pixels.items()})
     noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
     print(f"Noise of the images: {pictures.describe(*noises)}.", flush=True)
     return found

@@ -1,8 +1,10 @@
 """One object denoises pictures of any size, wherever its model comes from."""
 
 import dataclasses
+import functools
 import json
 import math
+import types
 
 import keras
 import numpy as np
@@ -15,6 +17,7 @@ from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints, predictor, saved_models
 from ssdn_tf.inference.predictor import Predictor
+from ssdn_tf.noise import registry
 from ssdn_tf.noise.prior import Prior
 
 PER_IMAGE = Experiment(low=5.0, high=50.0, parameter_source="per_image", network="tiny")
@@ -84,6 +87,19 @@ def test_the_level_of_a_model_that_must_be_told():
         for level in (None, "fitted"):
             with pytest.raises(UserError, match="expected a noise level|cannot fit the noise"):
                 several.denoise(noisy, level)
+
+
+def test_a_default_level_stands_where_another_is_hardly_more_likely():
+    """Three channels, 30,000 pixels: 1e-3 nats a pixel are 1.8 % of sigma."""
+    rng, noise = np.random.default_rng(0), registry.make("gaussian")
+    mu_x, sigma_x = rng.uniform(0.2, 0.8, (30_000, 3)), np.full((30_000, 3, 3), 1e-4) + 1e-4 * np.eye(3)
+    pixels = [(mu_x + rng.normal(0, (0.01 + 2e-4) ** 0.5, mu_x.shape), mu_x, sigma_x)]
+    fit = functools.partial(Predictor.fit, types.SimpleNamespace(), pixels, noise)
+    found = fit()
+    assert found == pytest.approx(0.1, rel=0.01)
+    for factor in (0.975, 0.99, 1.01, 1.025):
+        default = factor * found
+        assert fit(default=default) == (default if abs(factor - 1) < 0.018 else found)
 
 
 def test_a_model_that_fits_the_level_fits_one_to_all_tiles():
