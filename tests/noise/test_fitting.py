@@ -164,6 +164,17 @@ def test_pictures_with_nothing_to_fit_give_a_legal_parameter(kind, shape, channe
     assert np.isfinite(found).all() and (ends[:, 0] <= found).all() and (found <= ends[:, 1]).all()
 
 
+@every_channel_count
+def test_dark_pixels_do_not_count_however_few_the_others_are(channels):
+    """One pixel of eight is lit, and none of those that the first steps read: the last steps come close alone."""
+    noisy, mu_x, sigma_x = pixels("gaussian", 0.1, channels)
+    lit = np.arange(noisy.shape[2]) % 8 == 1
+    mu_x[..., ~lit, :], noisy[..., ~lit, :] = 0.0, 7.0
+    found = fit("gaussian", (noisy, mu_x, sigma_x))
+    alone = fit("gaussian", [array[:, :, lit] for array in (noisy, mu_x, sigma_x)])
+    assert found == pytest.approx(alone, rel=1e-3)
+
+
 @pytest.mark.parametrize("height, width", [(1, 1), (7, 5), (512, 768), (3000, 17)])
 def test_thinned_pictures_are_small_and_meet_all_phases_of_the_grid(height, width):
     values = np.arange(height * width, dtype=np.float64).reshape(1, height, width, 1)
