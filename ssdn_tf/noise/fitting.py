@@ -17,7 +17,7 @@ PIXELS = 2**15  # of a picture that a fit reads: chance moves sigma 25 by about 
 STEPS = 4
 _STEPS_AT_END = 3  # on all pixels, from the optimum of a quarter of them
 LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
-_FRACTIONS = (1.0, 0.25, 0.0)  # of a step that are tried
+_FRACTIONS = (1.0, 0.25)  # of a step that are tried
 
 
 def thin(*arrays):
@@ -127,12 +127,12 @@ def _scored(pixels, start, low, high, steps):
     """The factors [N, P + 1], the weights and the scale, after some steps of Fisher scoring."""
 
     def step(_, factors):
-        score, information = _derivatives(pixels, factors)
+        loss, score, information = _expansion(pixels, factors)
         direction = _direction(score, information, low - factors)
         tried = [ops.clip(factors + fraction * direction, low, high) for fraction in _FRACTIONS]
-        loss = ops.stack([_loss(pixels, candidate) for candidate in tried], axis=-1)
-        best = ops.one_hot(ops.argmin(loss, axis=-1), len(tried), dtype=start.dtype)
-        return ops.sum(ops.stack(tried, axis=1) * best[..., None], axis=1)
+        losses = ops.stack([*(_loss(pixels, candidate) for candidate in tried), loss], axis=-1)
+        best = ops.one_hot(ops.argmin(losses, axis=-1), losses.shape[-1], dtype=start.dtype)
+        return ops.sum(ops.stack([*tried, factors], axis=1) * best[..., None], axis=1)
 
     return ops.fori_loop(0, steps, step, start)
 
@@ -144,7 +144,8 @@ def _simplest(pixels, factors, low, high):
     1/2 w_k^2 (I_kk - I_kl^2 / I_ll), the other weight l, and the scale, at their best.
     """
     weights, scale = factors[:, :-1], factors[:, -1:]
-    _, information = _without_scale(*_derivatives(pixels, factors))
+    _, score, information = _expansion(pixels, factors)
+    _, information = _without_scale(score, information)
     own, cross = ops.diagonal(information, axis1=1, axis2=2), information[:, 0, 1][:, None]
     gains = 0.5 * weights * weights * (own - cross * cross / ops.flip(own, axis=1))
     kept = ops.one_hot(1 - ops.argmin(gains, axis=1), 2, dtype=weights.dtype)
@@ -171,30 +172,42 @@ def _covariance(pixels, factors):
 
 
 def _loss(pixels, factors):
+    """The mean of -log p(y), with the prior of s, without the constants, [N]."""
     sigma_y, variance = _covariance(pixels, factors)
-    nll = pixels.mean(linalg.gaussian_nll(pixels.residual, sigma_y, least=variance))
-    return nll + 0.5 * _HOLD * (factors[:, -1] - 1.0) ** 2
+    return pixels.mean(linalg.gaussian_nll(pixels.residual, sigma_y, least=variance)) + _hold(factors)
 
 
-def _derivatives(pixels, factors):
-    """Gradient of the mean log-likelihood, with the prior of s, [N,P+1], and its Fisher information [N,P+1,P+1].
+def _hold(factors):
+    return 0.5 * _HOLD * (factors[:, -1] - 1.0) ** 2
 
-    With sigma_y = S = sum of factor k times part k, B_k, the diagonal matrices of the basis and last sigma_x:
-    gradient 1/2 (d^T S^-1 B_k S^-1 d - tr S^-1 B_k), information 1/2 tr S^-1 B_k S^-1 B_l.
+
+def _expansion(pixels, factors):
+    """`_loss`, [N], the gradient of -`_loss`, [N,P+1], and the Fisher information, [N,P+1,P+1].
+
+    With S = sigma_y and B_k the diagonal matrix of basis k: gradient 1/2 (d^T S^-1 B_k S^-1 d - tr S^-1 B_k),
+    information 1/2 tr S^-1 B_k S^-1 B_l. For the scale s, sigma_x takes the place of B_k. As s sigma_x is S minus the
+    weighted sum of the B_k, its products follow from the others.
     """
-    sigma_y, variance = _covariance(pixels, factors)
-    solved, _ = linalg.solve_and_logdet(sigma_y, pixels.residual, least=variance)
-    eye = ops.eye(pixels.residual.shape[-1], dtype=solved.dtype)
+    (sigma_y, variance), basis, channels = _covariance(pixels, factors), pixels.basis, pixels.basis.shape[-2]
+    solved, logdet = linalg.solve_and_logdet(sigma_y, pixels.residual, least=variance)
+    eye = ops.eye(channels, dtype=solved.dtype)
     inverse, _ = linalg.solve_and_logdet(sigma_y[:, :, None], eye, least=variance[:, :, None])
-    diagonals = [diagonal_matrix(pixels.basis[..., k]) for k in range(pixels.basis.shape[-1])]
-    parts = ops.stack([*diagonals, pixels.sigma_x], axis=2)  # [N,M,P+1,C,C]
-    products = ops.sum(inverse[:, :, None, :, :, None] * parts[:, :, :, None], axis=-2)  # S^-1 B_k
-    fits = ops.sum(solved[:, :, None, :, None] * parts * solved[:, :, None, None, :], axis=(-2, -1))
-    score = 0.5 * pixels.mean(fits - ops.sum(products * eye, axis=(-2, -1)))
-    pairs = products[:, :, :, None] * ops.swapaxes(products, -1, -2)[:, :, None]
-    information = 0.5 * pixels.mean(ops.sum(pairs, axis=(-2, -1)))
+    fits = pixels.mean(ops.sum((solved * solved)[..., None] * basis, axis=2))
+    traces = pixels.mean(ops.sum(ops.diagonal(inverse, axis1=-2, axis2=-1)[..., None] * basis, axis=2))
+    columns = ops.sum((inverse * inverse)[..., None] * basis[:, :, None], axis=3)  # [N,M,C,P]
+    pairs = pixels.mean(ops.sum(basis[..., :, None] * columns[..., None, :], axis=2))
+
+    weights, scale = factors[:, :-1], factors[:, -1:]
+    weighted = lambda values: ops.sum(values * weights, axis=-1, keepdims=True)
+    fit = pixels.mean(ops.sum(pixels.residual * solved, axis=-1, keepdims=True))
+    cross = (traces - ops.sum(pairs * weights[:, None], axis=-1)) / scale
+    own = (channels - weighted(traces) - scale * weighted(cross)) / scale**2
+    score = ops.concatenate([fits - traces, (fit - weighted(fits) - channels + weighted(traces)) / scale], axis=-1)
+    last_row = ops.concatenate([cross, own], axis=-1)[:, None]
+    information = ops.concatenate([ops.concatenate([pairs, cross[..., None]], axis=-1), last_row], axis=1)
     last = ops.one_hot(score.shape[-1] - 1, score.shape[-1], dtype=score.dtype)
-    return score - _HOLD * (factors[:, -1:] - 1.0) * last, information + _HOLD * last * last[:, None]
+    loss = 0.5 * (fit[:, 0] + pixels.mean(logdet)) + _hold(factors)
+    return loss, 0.5 * score - _HOLD * (scale - 1.0) * last, 0.5 * information + _HOLD * last * last[:, None]
 
 
 def _without_scale(score, information):

@@ -97,6 +97,28 @@ def test_the_fit_is_the_optimum_that_scipy_finds(kind, parameter, channels):
 
 
 @every_channel_count
+def test_the_steps_follow_the_gradient_and_the_fisher_information(channels):
+    """Against automatic differentiation, and the definition: 1/2 tr S^-1 B_k S^-1 B_l."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(0, 0.1, (2, 30, channels, channels))
+    sigma_x, basis = a @ np.swapaxes(a, -1, -2), rng.uniform(0.1, 1, (2, 30, channels, 2))
+    residual, share = rng.normal(0, 0.3, (2, 30, channels)), np.full((2, 30), 1 / 30)
+    factors = tensor(np.array([[0.01, 0.02, 1.2], [0.03, 0.01, 0.8]]))
+    pixels = fitting._Pixels(*(tensor(values) for values in (residual, sigma_x, basis, share)))
+    with tf.GradientTape() as tape:
+        tape.watch(factors)
+        loss = fitting._loss(pixels, factors)
+    found, score, information = (array(values) for values in fitting._expansion(pixels, factors))
+    np.testing.assert_allclose(found, loss, rtol=1e-12)
+    np.testing.assert_allclose(score, -array(tape.gradient(loss, factors)), rtol=1e-9)
+    parts = np.concatenate([basis.transpose(3, 0, 1, 2)[..., None] * np.eye(channels), sigma_x[None]])
+    inverse = np.linalg.inv(np.einsum("nk,knmij->nmij", array(factors), parts))
+    expected = np.einsum("nmab,knmbc,nmcd,lnmda->nkl", inverse, parts, inverse, parts) / 60
+    expected[:, 2, 2] += fitting._HOLD
+    np.testing.assert_allclose(information, expected, rtol=1e-9)
+
+
+@every_channel_count
 @pytest.mark.parametrize("kind, parameter, alone", [("gaussian", (0.0, 0.1), 1), ("poisson", (0.1, 0.0), 0)])
 def test_of_two_kinds_of_noise_one_that_hardly_helps_is_left_out(kind, parameter, alone, channels):
     arguments = pixels("poisson_gaussian", parameter, channels)
