@@ -6,8 +6,8 @@
 
 The first folder holds noisy/ and gt/, with equal names; each of the others holds what a denoiser made of noisy/. The
 baselines (non-local means, wavelet, CBM3D where it is installed) get the std that the network of the package finds in
-the noisy picture. Noisy pictures and results alike are brought to a x + b, with the a and b that suit the truth best,
-as the averaging of a microscope stretches the contrast.
+the noisy picture, above the black level that `denoise.py` finds. Noisy pictures and results alike are brought to a x
++ b, with the a and b that suit the truth best, as the averaging of a microscope stretches the contrast.
 """
 
 import pathlib
@@ -32,15 +32,32 @@ def read(path):
     return images.to_float(images.read(path))
 
 
-def baselines(noisy, predictors):
+def range_of(files, predictors):
+    """(black, white) that `denoise.py` finds for the pictures, in the unit of `read`."""
+    import numpy as np
+
+    from ssdn_tf.data import images
+    from ssdn_tf.inference import ranges
+
+    pictures = [images.read(file) for file in files]
+    (black, white), _ = ranges.find(pictures, predictors.predictor)
+    most = np.iinfo(pictures[0].dtype).max
+    return black / most, white / most
+
+
+def baselines(noisy, limits, predictors):
     """{name: result} of the baselines, by the noise that the network of the package finds."""
+    import numpy as np
+
     from ssdn_tf.denoisers.models import noise_model
     from ssdn_tf.evaluation import protocol
     from ssdn_tf.evaluation.baselines import BASELINES
 
     model = predictors.predictor(noisy.shape[-1])
-    parameter = model.fit([model.pixels(noisy)])
-    std = protocol.mean_std(noise_model(model.experiment), noisy, parameter)
+    black, white = limits
+    in_unit = np.float32((noisy - black) / (white - black))
+    parameter = model.fit([model.pixels(in_unit)])
+    std = (white - black) * protocol.mean_std(noise_model(model.experiment), in_unit, parameter)
     names = ["nlm", "wavelet"]
     try:
         import bm3d  # noqa: F401
@@ -56,12 +73,13 @@ def run(arguments):
 
     folder, predictors, scores = pathlib.Path(arguments.truth), PictureDenoiser(), {}
     files = sorted((folder / "noisy").iterdir())[: 1 if arguments.quick else None]
+    limits = None if arguments.no_baselines else range_of(files, predictors)
     for file in files:
         noisy, truth = read(file), read(folder / "gt" / file.name)
         results = {"noisy": noisy}
         results |= {pathlib.Path(found).name: read(pathlib.Path(found) / file.name) for found in arguments.results}
         if not arguments.no_baselines:
-            results |= baselines(noisy, predictors)
+            results |= baselines(noisy, limits, predictors)
         for name, result in results.items():
             scores.setdefault(name, []).append((noisy.shape[-1], affine_psnr(result, truth)))
         print(file.name, *(f"{name} {found[-1][1]:.2f}" for name, found in scores.items()), flush=True)
