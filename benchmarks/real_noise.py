@@ -6,8 +6,8 @@
 
 The first folder holds noisy/ and gt/, with equal names; each of the others holds what a denoiser made of noisy/. The
 baselines (non-local means, wavelet, CBM3D where it is installed) get the std that the network of the package finds in
-the noisy picture, above the black level that `denoise.py` finds. Noisy pictures and results alike are brought to a x
-+ b, with the a and b that suit the truth best, as the averaging of a microscope stretches the contrast.
+the noisy picture, above the black level that `denoise.py` finds. Noisy pictures and results alike are brought to
+a x + b, with the a and b that suit the truth best, as the averaging of a microscope stretches the contrast.
 """
 
 import pathlib
