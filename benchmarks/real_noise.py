@@ -47,17 +47,15 @@ def range_of(files, predictors):
 
 def baselines(noisy, limits, predictors):
     """{name: result} of the baselines, by the noise that the network of the package finds."""
-    import numpy as np
-
+    from ssdn_tf.data.planes import to_unit
     from ssdn_tf.denoisers.models import noise_model
     from ssdn_tf.evaluation import protocol
     from ssdn_tf.evaluation.baselines import BASELINES
 
     model = predictors.predictor(noisy.shape[-1])
-    black, white = limits
-    in_unit = np.float32((noisy - black) / (white - black))
+    in_unit = to_unit(noisy, limits)
     parameter = model.fit([model.pixels(in_unit)])
-    std = (white - black) * protocol.mean_std(noise_model(model.experiment), in_unit, parameter)
+    std = (limits[1] - limits[0]) * protocol.mean_std(noise_model(model.experiment), in_unit, parameter)
     names = ["nlm", "wavelet"]
     try:
         import bm3d  # noqa: F401
