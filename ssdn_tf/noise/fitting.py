@@ -15,7 +15,7 @@ from ssdn_tf.noise.prior import diagonal_matrix
 
 PIXELS = 2**15  # of a picture that a fit reads: chance moves sigma 25 by about 0.25 %
 STEPS = 4
-_STEPS_AT_END = 3  # on all pixels, from the optimum of a quarter of them
+_STEPS_AT_END = 4  # on all pixels, from the optimum of a quarter of them
 LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
 _FRACTIONS = (1.0, 0.25)  # of a step that are tried
 
