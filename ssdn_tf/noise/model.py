@@ -155,10 +155,11 @@ class AdditiveNoise(NoiseModel):
         Approximation: exact for Gaussian noise; for Poisson noise the best estimate
         that is linear in y, with the noise variance taken at mu_x.
         """
-        extra = inflation * ops.eye(noisy.shape[-1], dtype=prior.sigma_x.dtype)
-        sigma_x = prior.sigma_x + extra
-        variance = self.variance(prior, parameter)
-        sigma_y = sigma_x + diagonal_matrix(variance) + extra
+        sigma_x, variance = prior.sigma_x, self.variance(prior, parameter)
+        if inflation:
+            sigma_x = sigma_x + inflation * ops.eye(noisy.shape[-1], dtype=sigma_x.dtype)
+            variance = variance + inflation
+        sigma_y = sigma_x + diagonal_matrix(variance)
         gain, _ = linalg.solve_and_logdet(sigma_y, noisy - prior.mu_x, least=variance)
         return prior.mu_x + linalg.matvec(sigma_x, gain)
 
