@@ -216,27 +216,49 @@ class Predictor:
             return None
         return tiling.tiles(*noisy.shape[:2], tile, self.halo, self.grid)
 
-    def fit(self, pixels, noise=None, default=None):
+    def fit(self, pixels, noise=None):
         """The maximum-likelihood noise parameter of a set of pictures that were taken alike.
 
         Args:
             pixels: results of `pixels`, one for each picture.
             noise: a NoiseModel; default: that of the model.
-            default: a parameter that stands, unless another makes the pixels more likely by `fitting.LEAST_GAIN`.
 
         Returns:
             The parameter, a float or a tuple, in the unit of the noise model.
         """
         noise = noise or models.noise_model(self.experiment)
         noisy, mu_x, sigma_x = together(pixels, SET_PIXELS)
-        found, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
+        return plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
 
-        def nll(parameter):
-            return float(ops.mean(noise.marginal_nll(noisy, prior, ops.reshape(parameter, (1, 1, 1, -1)))))
+    def fit_each(self, sets, default, noise=None):
+        """`fit` for several sets, where `default` stands unless another parameter is much more likely.
 
-        if default is not None and nll(np.asarray(default, noisy.dtype)) - nll(found) < fitting.LEAST_GAIN:
-            return default
-        return plain(ops.convert_to_numpy(found))
+        Many sets at once take little more time than one.
+
+        Args:
+            sets: list of what `fit` takes.
+            default: a parameter; another one makes the pixels of a set more likely by `fitting.LEAST_GAIN`.
+            noise: as for `fit`.
+
+        Returns:
+            list of parameters, one for each set.
+        """
+        noise = noise or models.noise_model(self.experiment)
+        sets = [together(pixels, SET_PIXELS) for pixels in sets]
+        count = max(arrays[0].shape[2] for arrays in sets)
+        at_once, results = max(1, SET_PIXELS // count), []
+        for first in range(0, len(sets), at_once):
+            some = [_as_many(arrays, count) for arrays in sets[first : first + at_once]]
+            noisy, mu_x, sigma_x = (np.concatenate(arrays) for arrays in zip(*some))
+            found, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
+            nlls = [
+                ops.convert_to_numpy(ops.mean(noise.marginal_nll(noisy, prior, parameter), axis=(1, 2)))
+                for parameter in (np.reshape(default, (1, 1, 1, -1)).astype(noisy.dtype), found)
+            ]
+            gains = np.subtract(*nlls)
+            own = [plain(parameter) for parameter in ops.convert_to_numpy(found)]
+            results += [parameter if gain >= fitting.LEAST_GAIN else default for parameter, gain in zip(own, gains)]
+        return results
 
     def black_level(self, pixels):
         """The black level of a set of pictures that were taken alike, in the unit of the network.
@@ -342,6 +364,12 @@ def together(pixels, most):
     """
     step = -(-sum(len(noisy) for noisy, _, _ in pixels) // most)
     return [np.concatenate(arrays)[None, None, ::step].astype("float64") for arrays in zip(*pixels)]
+
+
+def _as_many(arrays, count):
+    """Arrays [1,1,n,...] with `count` pixels, at least n: each is there about equally often."""
+    pixels = arrays[0].shape[2]
+    return [array[:, :, np.arange(count) * pixels // count] for array in arrays]
 
 
 def _joined(size, parts):

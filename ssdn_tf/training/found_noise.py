@@ -79,7 +79,7 @@ def find(options, run_dir, store):
     start, noise = pictures.load_once(options.warm_start), models.noise_model(options.experiment)
     pixels = {name: [start.middle_pixels(plane) for plane in planes] for name, planes in _planes(store).items()}
     together = start.fit([part for parts in pixels.values() for part in parts], noise)
-    found = FoundNoise(together, {name: start.fit(parts, noise, default=together) for name, parts in pixels.items()})
+    found = FoundNoise(together, dict(zip(pixels, start.fit_each(list(pixels.values()), together, noise))))
     noises = [pictures.noise_found(options.experiment, parameter) for parameter in found.by_file.values()]
     print(f"Noise of the images: {pictures.describe(*noises)}.", flush=True)
     return found

@@ -1,10 +1,8 @@
 """One object denoises pictures of any size, wherever its model comes from."""
 
 import dataclasses
-import functools
 import json
 import math
-import types
 
 import keras
 import numpy as np
@@ -89,17 +87,41 @@ def test_the_level_of_a_model_that_must_be_told():
                 several.denoise(noisy, level)
 
 
+def pixels_with_noise(sigma, count, seed=0):
+    """What `Predictor.pixels` gives, of three channels."""
+    rng = np.random.default_rng(seed)
+    mu_x, sigma_x = rng.uniform(0.2, 0.8, (count, 3)), np.full((count, 3, 3), 1e-4) + 1e-4 * np.eye(3)
+    return mu_x + rng.normal(0, (sigma**2 + 2e-4) ** 0.5, mu_x.shape), mu_x, sigma_x
+
+
 def test_a_default_level_stands_where_another_is_hardly_more_likely():
     """Three channels, 30,000 pixels: 1e-3 nats a pixel are 1.8 % of sigma."""
-    rng, noise = np.random.default_rng(0), registry.make("gaussian")
-    mu_x, sigma_x = rng.uniform(0.2, 0.8, (30_000, 3)), np.full((30_000, 3, 3), 1e-4) + 1e-4 * np.eye(3)
-    pixels = [(mu_x + rng.normal(0, (0.01 + 2e-4) ** 0.5, mu_x.shape), mu_x, sigma_x)]
-    fit = functools.partial(Predictor.fit, types.SimpleNamespace(), pixels, noise)
-    found = fit()
+    sets, noise = [[pixels_with_noise(0.1, 30_000)]], registry.make("gaussian")
+    found = Predictor.fit(None, *sets, noise)
     assert found == pytest.approx(0.1, rel=0.01)
     for factor in (0.975, 0.99, 1.01, 1.025):
         default = factor * found
-        assert fit(default=default) == (default if abs(factor - 1) < 0.018 else found)
+        assert Predictor.fit_each(None, sets, default, noise) == [
+            default if abs(factor - 1) < 0.018 else pytest.approx(found, rel=1e-9)
+        ]
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [registry.make("gaussian"), registry.make("poisson_gaussian"), registry.make("impulse", likelihood="mixture")],
+    ids=lambda noise: noise.kind,
+)
+def test_a_fit_of_each_set_is_that_of_the_set_alone(noise, monkeypatch):
+    """Sets of unequal size too: there, some pixels count twice as much as others."""
+    monkeypatch.setattr(predictor, "SET_PIXELS", 9_000)  # two at once
+    sizes = [(0.05, [4_000]), (0.1, [2_500, 1_500]), (0.2, [4_000]), (0.1, [3_000])]
+    sets = [[pixels_with_noise(sigma, n, seed=n) for n in counts] for sigma, counts in sizes]
+    alone = [Predictor.fit(None, pixels, noise) for pixels in sets]
+    unlikely = predictor.plain(np.full(noise.parameter_size, 0.01))
+    each = Predictor.fit_each(None, sets, unlikely, noise)
+    assert len(set(alone)) == 4
+    np.testing.assert_allclose(each[:3], alone[:3], rtol=1e-9)
+    np.testing.assert_allclose(each[3], alone[3], rtol=0.03)
 
 
 def test_a_model_that_fits_the_level_fits_one_to_all_tiles():
