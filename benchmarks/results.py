@@ -9,10 +9,16 @@ A row is a denoiser on one noise, a column a set of pictures. What a cell shows 
     mu_x      PSNR in dB of the prediction from the surroundings alone
     found     the noise level that was found, median over pictures
     inside    per cent of the clean values within one and within two of the denoiser's own standard deviations
+
+`--against=TEXT` shows the PSNR minus that of the first denoiser whose name contains TEXT, on the same pictures with the same
+noise, with the standard error of this difference.
 """
 
+import collections
 import json
+import math
 import pathlib
+import statistics
 
 import harness
 
@@ -32,11 +38,34 @@ def run(arguments):
             sets.append(dataset)
     for tested, rows in noises.values():
         rows.update(published(arguments.paper.split(","), **tested))
+        if arguments.against:
+            subtract(rows, arguments.against)
     sets = list(dict.fromkeys(sets))
-    printed = list(lines(noises, sets, CELLS[arguments.show]))
+    printed = list(lines(noises, sets, _difference if arguments.against else CELLS[arguments.show]))
+    if arguments.against and not printed:
+        raise SystemExit(f"expected a part of a denoiser's name for --against, received '{arguments.against}'.")
     harness.print_table(["noise", "denoiser", *sets], printed)
     if any(name.endswith("*") for _, name, *_ in printed):
         print("\n\\* not checked against the paper's text.")
+
+
+def subtract(rows, text):
+    """Turns the results of rows into differences from those of the row whose name contains the text."""
+    names = [name for name in rows if text in name]
+    reference = {dataset: by_picture(result) for name in names[:1] for dataset, result in rows[name].items()}
+    for results in rows.values():
+        for dataset, result in results.items():
+            own, other = by_picture(result), reference.get(dataset, {})
+            results[dataset] = {"differences": [own[key] - other[key] for key in own if key in other]}
+
+
+def by_picture(result):
+    """{picture: its PSNR, mean over the draws of noise}; infinite ones are left out."""
+    draws = collections.defaultdict(list)
+    for row in result.get("rows", []):
+        if row["psnr"] is not None:
+            draws[row["image"]].append(row["psnr"])
+    return {picture: statistics.fmean(psnrs) for picture, psnrs in draws.items()}
 
 
 def lines(noises, sets, cell):
@@ -84,6 +113,14 @@ def _psnr(result):
     return f"{result['psnr']:.2f}" + (f" ({error:.2f})" if error else "")
 
 
+def _difference(result):
+    found = result["differences"]
+    if not any(found):  # the reference itself, or a row without pictures
+        return None
+    error = f" ({statistics.stdev(found) / math.sqrt(len(found)):.3f})" if len(found) > 1 else ""
+    return f"{statistics.fmean(found):+.3f}{error}"
+
+
 def _mu_x(result):
     return f"{result['psnr_mu_x']:.2f}" if result.get("psnr_mu_x") else None
 
@@ -106,6 +143,7 @@ CELLS = {"psnr": _psnr, "mu_x": _mu_x, "found": _found, "inside": _inside}
 
 if __name__ == "__main__":
     flags = {
+        "--against": {"metavar": "TEXT", "help": "show differences in PSNR from the denoiser of this name"},
         "files": {"metavar": "FILE", "nargs": "*", "help": "results.json of evaluate.py"},
         "--paper": {"default": "blindspot-sigma_known,cbm3d", "help": "rows of the paper (default: %(default)s)"},
         "--show": {"choices": tuple(CELLS), "default": "psnr", "help": "what the cells are"},

@@ -46,3 +46,21 @@ def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
     assert [row[1] for row in table if row[0] == "lam 50, sigma 10"] == ["noisy", "additive-rgb, level told"]
     assert rows("--show=found", *files)[2:] == [["sigma 25", "additive-rgb, level found", "sigma 24.8"]]
     assert rows("--show=inside", files[2])[2:] == [["lam 50, sigma 10", "additive-rgb, level told", "70.0%, 95.0%"]]
+
+
+def test_differences_are_those_of_the_pictures(tmp_path):
+    """Two draws of noise of the first picture; the last one has no finite PSNR."""
+    runs = {"n2c": [30.0, 32.0, 20.0, 40.0], "ours": [30.5, 32.5, 19.9, None], "mean": [29.0, 31.0, 19.0, 39.0]}
+    files = []
+    for name, psnrs in runs.items():
+        pictures = [{"image": i, "psnr": psnr} for i, psnr in zip("aabc", psnrs)]
+        files.append(write(tmp_path / f"{name}.json", "run", name, "known", "gaussian", 25.0, psnr=25.0, rows=pictures))
+    # of ours: 0.5 and -0.1, mean 0.2, standard deviation 0.6 / sqrt(2)
+    assert rows("--against=n2c", *files)[2:] == [
+        ["sigma 25", "ours: blindspot", "+0.200 (0.300)"],
+        ["sigma 25", "mean: blindspot", "-1.000 (0.000)"],
+    ]
+    done = subprocess.run([sys.executable, SCRIPT, "--against=n2v", *files], capture_output=True, text=True, timeout=60)
+    assert (
+        done.returncode == 1 and done.stderr == "expected a part of a denoiser's name for --against, received 'n2v'.\n"
+    )
