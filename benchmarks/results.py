@@ -10,8 +10,8 @@ A row is a denoiser on one noise, a column a set of pictures. What a cell shows 
     found     the noise level that was found, median over pictures
     inside    per cent of the clean values within one and within two of the denoiser's own standard deviations
 
-`--against=TEXT` shows the PSNR minus that of the first denoiser whose name contains TEXT, on the same pictures with the same
-noise, with the standard error of this difference.
+`--against=TEXT` shows the PSNR minus that of the first denoiser whose name contains TEXT, on the same pictures with the
+same noise, with the standard error of this difference.
 """
 
 import collections
