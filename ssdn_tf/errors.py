@@ -7,6 +7,10 @@ class UserError(Exception):
     """Shown as one sentence on stderr, without a traceback; the exit code is 1."""
 
 
+class Interrupted(UserError):
+    """What ends the work on a file for now: what is done of it is kept, and the same command goes on."""
+
+
 @contextlib.contextmanager
 def optional(need, extra, note=""):
     """An import inside, of a package that need not be installed, fails with a UserError.

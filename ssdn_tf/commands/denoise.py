@@ -164,7 +164,8 @@ def _page(values, done, limits):
     from ssdn_tf.evaluation import page
     from ssdn_tf.inference.file_denoiser import middle_views, size_of
 
-    made = page.Page(f"{values.input}, denoised by {values.model or 'the network of the package'}", page.HOW)
+    network = files.beside(values.output, "network") if values.adapt else values.model or "the network of the package"
+    made = page.Page(f"{values.input}, denoised by {network}", page.HOW)
     for source, target in sorted(done):
         try:
             noisy, denoised = files.read(source), files.read(target)
@@ -336,7 +337,8 @@ def _adapt(values, survey, limits):
     train_flags.parse_duration(values.adapt, "adapt")
     flag_values = {
         "preset": "adapt",
-        "train_data": values.input,
+        # Not a word such as "sample", which train.py knows.
+        "train_data": os.path.join(os.curdir, values.input) if values.input == "sample" else values.input,
         "budget": values.adapt,
         "channels": survey.channels[0],
         "range": limits and "{},{}".format(*limits),

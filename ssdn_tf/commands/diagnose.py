@@ -28,9 +28,7 @@ def diagnose():
 def define(values):
     """The flags of the command."""
     flags.DEFINE_string("input", None, "noisy picture, or a folder of them", flag_values=values)
-    flags.DEFINE_string(
-        "range", None, "intensities of black and white, such as 100,4095 (default: measured)", flag_values=values
-    )
+    cli.range_flag(values, "pictures")
     model_flag.define(values)
 
 

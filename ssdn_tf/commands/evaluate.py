@@ -77,6 +77,8 @@ def main(values):
 
     predictor = _predictor(values)
     tested = _tested(values, predictor.experiment if predictor else _of_baselines(values))
+    if not values.dataset:
+        raise UserError("--dataset: expected at least one set of pictures, received none.")
     with cli.errors_about("dataset"):
         sets = [protocol.image_set(name, values.data_dir) for name in values.dataset]
     labels = [image_set.label for image_set in sets]
@@ -125,6 +127,8 @@ def _predictor(values):
     if values.model == "none":
         if not values.baseline:
             raise UserError("expected --baseline with --model=none, received none.")
+        if values.parameter_source == "fitted":
+            raise UserError("--parameter_source=fitted: expected a model that finds the level, received --model=none.")
         return None
     return model_flag.load(values, int(values.channels))
 

@@ -75,10 +75,18 @@ def _train(values, options, devices, log, began, command):
     deadline = math.inf if values.max_minutes is None else began + 60 * values.max_minutes
     if run.fit(60 * values.checkpoint_minutes, deadline):
         if not command:
-            log(f"Done. Next: python evaluate.py --model={run_dir}")
+            log(f"Done. Next: {_next_command(options, run_dir)}")
         return 0
     log(f"Saved after {_images(run)}. To continue: {command or _same_command(run_dir)}")
     return 130 if run.stopped_by_signal else 0
+
+
+def _next_command(options, run_dir):
+    """What to do with a network: denoise the noisy images, or measure it where there are clean ones."""
+    if options.noisy_already:
+        folders = [f"--input={options.train_data}", "--output=DENOISED"]
+        return shlex.join(["python", "denoise.py", f"--model={run_dir}", *folders])
+    return shlex.join(["python", "evaluate.py", f"--model={run_dir}"])
 
 
 def _plan(options):

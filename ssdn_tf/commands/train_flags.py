@@ -262,6 +262,8 @@ def _start_of(values):
     else:
         experiment = folder.read_options(start).experiment
     channels = int(values.channels or 3)
+    if experiment.pipeline != "blindspot":
+        raise UserError(f"expected a network with a blind spot to start from, received {start}, {experiment.name}.")
     if experiment.channels != channels:
         kinds = {1: "gray pictures", 3: "pictures in colour"}
         raise UserError(

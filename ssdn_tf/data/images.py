@@ -148,17 +148,7 @@ def unflip(image, number):
 
 def to_uint8(image):
     """Intensities to 8 bit as the paper does it: clip(255 a + 0.5, 0, 255), truncated."""
-    return _quantize(image, np.uint8)
-
-
-def to_uint16(image):
-    """Intensities to 16 bit, by the same rule."""
-    return _quantize(image, np.uint16)
-
-
-def _quantize(image, dtype):
-    most = float(np.iinfo(dtype).max)
-    return np.clip(most * np.asarray(image, np.float64) + 0.5, 0.0, most).astype(dtype)
+    return np.clip(255.0 * np.asarray(image, np.float64) + 0.5, 0.0, 255.0).astype(np.uint8)
 
 
 def write(path, image):

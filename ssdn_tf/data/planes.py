@@ -111,10 +111,17 @@ class NoisyPlanes:
             if min(plane.shape[:2]) < crop:
                 small.append(name.rpartition("#")[0])
                 continue
-            left -= 4 * plane.size
-            if left < 0:
+            row = max(plane.itemsize, 4) * plane[0].size
+            left -= row * len(plane)
+            if left < 0 and planes:
                 images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")
                 break
+            if left < 0:
+                rows = int(memory_mb * 2**20 // row)
+                if rows < crop:
+                    raise UserError(f"{name.rpartition('#')[0]}: expected a picture that fits into {memory_mb} MiB.")
+                images.warn(f"only {rows} of {len(plane)} rows of the first picture fit into {memory_mb} MiB.")
+                plane = plane[:rows].copy()
             planes.append(plane)
             self.names.append(name)
         if small:
@@ -128,7 +135,10 @@ class NoisyPlanes:
             )
         self.noise = None  # a training.found_noise.FoundNoise, once it is found
         self.limits = limits or measured_range([planes[i] for i in spread(len(planes))])
-        self._planes, self.held_out = [to_unit(plane, self.limits) for plane in planes], {}
+        self._planes, self.held_out = [], {}
+        for i, plane in enumerate(planes):
+            self._planes.append(to_unit(plane, self.limits))
+            planes[i] = None  # its memory is the next one's
         for i in spread(len(planes), min(_HELD_OUT, -(-len(planes) // 10))) if hold_out else ():
             height = len(self._planes[i])
             rows = min(height // 8, _HELD_OUT_ROWS)

@@ -2,7 +2,7 @@
 
 Everything random about sample i comes from one NumPy generator keyed with (seed, i), so
 a run draws the same samples on every backend, on any number of replicas and threads,
-and after a restart. `training` carries the batches.
+and after a restart. `data.batches` carries them to the training.
 """
 
 import concurrent.futures

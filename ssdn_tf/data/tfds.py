@@ -1,6 +1,6 @@
 """Image sets of TensorFlow Datasets (TFDS) as files to train on; Kodak, BSD300, Set14 as TFDS builders.
 
-    files = datasets.extract("tfds:imagenet2012:validation", data_dir)
+    files = tfds.extract("tfds:imagenet2012:validation", data_dir)
 
 TFDS and TensorFlow are imported when a function needs them, not with this module.
 """
@@ -238,7 +238,7 @@ def builders():
 
     Afterwards TFDS knows the names:
 
-        datasets.builders()
+        ssdn_tf.data.tfds.builders()
         config = tfds.download.DownloadConfig(manual_dir="data")
         test = tfds.load("ssdn_kodak", split="test", download_and_prepare_kwargs={"download_config": config})
 

@@ -10,7 +10,7 @@ import functools
 import re
 import threading
 
-from ssdn_tf.errors import UserError, optional
+from ssdn_tf.errors import Interrupted, UserError, optional
 from ssdn_tf.inference import pictures, tiling
 
 _AHEAD = 2  # tiles on their way, for each worker
@@ -64,7 +64,8 @@ def _result(number, tile, future):
         raise
     except Exception as error:  # Dask raises what a worker raises, and its own
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"a worker of the cluster cannot denoise ({reason}); all need this package.") from error
+        advice = "all need this package" if isinstance(error, ImportError) else "the same command goes on"
+        raise Interrupted(f"a worker of the cluster cannot denoise ({reason}); {advice}.") from error
 
 
 def _connect(address):
@@ -81,13 +82,15 @@ def _connect(address):
 def _denoise_part(part, model, ensemble, limits, parameter):
     """(denoised, std, noise) of a tile [h,w,C], on a worker."""
     with _one_at_a_time:
-        worker = _worker(model, ensemble, parameter is not None)
+        stamps = pictures.stamps(model) if model else ()
+        worker = _worker(model, ensemble, parameter is not None, stamps)
         worker.parameters = {} if parameter is None else {part.shape[-1]: parameter}
         return worker.plane(part, limits)
 
 
 @functools.lru_cache(maxsize=2)
-def _worker(model, ensemble, told):
+def _worker(model, ensemble, told, stamps):
+    """What denoises on a worker, which outlives the command; a model that has changed since is loaded again."""
     return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble, load=_load_told if told else None)
 
 

@@ -2,13 +2,14 @@
 
 import concurrent.futures
 import math
+import threading
 
 import numpy as np
 import tifffile
 
 import ssdn_tf
 from ssdn_tf.data import files, images, planes
-from ssdn_tf.errors import UserError
+from ssdn_tf.errors import Interrupted, UserError
 from ssdn_tf.inference import pictures
 from ssdn_tf.inference.pieces import Pieces
 
@@ -31,6 +32,7 @@ class FileDenoiser:
     def __init__(self, worker, limits, uncertainty=False, preview=False, views=False):
         self.worker, self.limits = worker, limits
         self.uncertainty, self.preview, self.views = uncertainty, preview, views
+        self._stopped = threading.Event()
 
     def all(self, pairs, levels):
         """Yields what `one` returns for each (source, target), or the UserError that it raises, in their order.
@@ -52,6 +54,7 @@ class FileDenoiser:
             try:
                 yield from pool.map(safe, pairs)
             except BaseException:
+                self._stopped.set()  # for the files on their way; the others do not begin
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -67,6 +70,7 @@ class FileDenoiser:
 
         Raises:
             UserError: the picture is damaged, or the file system refuses.
+            Interrupted: a cluster is lost, or another thread has ended; what is done stays done.
         """
         picture = files.read(source)
         self._check(picture, level)
@@ -81,13 +85,14 @@ class FileDenoiser:
             if self.preview or self.views:
                 views = middle_views(picture[0], pieces.find("denoised-0"), pieces.find("std-0"), self.limits)
             if self.uncertainty and pieces.find("std-0") is not None:
-                stds = [pieces.find(f"std-{number}") for number in numbers]
-                _write_std(files.beside(target, files.STD), picture, stds)
+                _write_std(files.beside(target, files.STD), picture, pieces.find_each("std", numbers))
             if self.preview:
                 images.write(files.beside(target, files.PREVIEW), _preview(views))
             # Last: a picture that is there has all that belongs to it.
-            files.write(target, picture, (pieces.find(f"denoised-{number}") for number in numbers))
+            files.write(target, picture, pieces.find_each("denoised", numbers))
             noise = pictures.describe(*(noise for n in numbers for noise in pieces.done(n).values()))
+        except Interrupted:
+            raise
         except UserError:
             pieces.remove()
             raise
@@ -110,12 +115,14 @@ class FileDenoiser:
         """Brings the missing pieces of a plane to disk."""
         self._warn_of_scale(plane, pieces.target)
         name = f"denoised-{number}"
-        pieces.array(name, plane.shape, plane.dtype)  # before any work, as the disk may be full
+        pieces.allocate(name, plane.shape, plane.dtype)  # before any work, as the disk may be full
         for piece, tile, part, std, noise in self.worker.tiles(plane, self.limits, level, pieces.done(number)):
             tile.place(files.cast(part, plane.dtype), pieces.array(name, plane.shape, plane.dtype))
             if self.uncertainty and std is not None:
                 tile.place(std, pieces.array(f"std-{number}", plane.shape, np.float32))
             pieces.finish(number, piece, noise)
+            if self._stopped.is_set():
+                raise Interrupted("stopped.")
 
     def _warn_of_scale(self, plane, target):
         """A picture of another scale than the others, as [0, 1] beside counts, would only be noise to the network."""
@@ -134,7 +141,7 @@ class FileDenoiser:
             path = self.worker.predictor(channels).source.path
             weights = next((f for f in (path / "checkpoint.npz", path / "saved_model.pb") if f.exists()), path)
             parameter = self.worker.parameters.get(channels)
-            parameter = parameter if isinstance(parameter, str) else np.ravel(parameter or ()).tolist()
+            parameter = [] if parameter is None else np.ravel(parameter).tolist()
             models[str(channels)] = [str(path), weights.stat().st_mtime_ns, parameter]
         source = picture.path.stat()
         return {
@@ -177,6 +184,6 @@ def _write_std(path, picture, stds):
     height, width, channels = picture.shapes[0]
     page = (height, width, channels) if channels == 3 else (height, width)
     pages = (np.asarray(std).reshape(page) for std in stds)
-    shape = (len(stds), *page) if len(stds) > 1 else page
+    shape = (len(picture), *page) if len(picture) > 1 else page
     options = {"photometric": "rgb" if channels == 3 else "minisblack", "bigtiff": 4 * math.prod(shape) > 2**32 - 2**26}
     images.write_whole(path, lambda file: tifffile.imwrite(file, pages, shape=shape, dtype=np.float32, **options))

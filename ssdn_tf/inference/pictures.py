@@ -172,10 +172,13 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
 
 def load_once(name):
     """`predictor.load`, which keeps the last few: loading and tracing take seconds, a small picture does not."""
+    return _load_at(str(name), stamps(name))
+
+
+def stamps(name):
+    """When a model was last written; () for a network of the package."""
     path = pathlib.Path(name)
-    files = [path, path / "checkpoint.npz"]
-    stamps = tuple(file.stat().st_mtime_ns for file in files if file.exists())
-    return _load_at(str(name), stamps)
+    return tuple(file.stat().st_mtime_ns for file in (path, path / "checkpoint.npz") if file.exists())
 
 
 @functools.lru_cache(maxsize=4)

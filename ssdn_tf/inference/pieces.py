@@ -47,21 +47,31 @@ class Pieces:
             self.remove()
             raise
 
-    def array(self, name, shape, dtype):
-        """The array `name`, on disk; new, if it is not there."""
+    def allocate(self, name, shape, dtype):
+        """Makes room on disk for the array `name`, if it is not there."""
         path = self.folder / f"{name}.npy"
         if not path.exists():
             with self._errors():
                 _allocate(path, shape, dtype)
-        return self.find(name)
+
+    def array(self, name, shape, dtype):
+        """The array `name`, on disk, to write to until `finish`; new, if it is not there."""
+        if name not in self._arrays:
+            self.allocate(name, shape, dtype)
+            self._arrays[name] = self.find(name)
+        return self._arrays[name]
 
     def find(self, name):
-        """The array `name`, or None if it is not there."""
+        """The array `name`, or None if it is not there. It keeps a file open as long as somebody keeps it."""
         path = self.folder / f"{name}.npy"
-        if name not in self._arrays and path.exists():
-            with self._errors():
-                self._arrays[name] = np.lib.format.open_memmap(path, "r+")
-        return self._arrays.get(name)
+        if not path.exists():
+            return None
+        with self._errors():
+            return np.lib.format.open_memmap(path, "r+")
+
+    def find_each(self, name, numbers):
+        """The arrays `name-0` and so on, one after the other: a system has few open files for a process."""
+        return (self.find(f"{name}-{number}") for number in numbers)
 
     def done(self, plane):
         """{number of a piece: noise dict} of a plane."""

@@ -33,7 +33,7 @@ class Validation:
     def __init__(self, files, options, noisy=()):
         experiment, noise = options.experiment, models.noise_model(options.experiment)
         self.options, self.cases, self._scorer = options, [], None
-        unknown = experiment.draw_parameter(None) if noisy else None
+        unknown = experiment.draw_parameter(np.random.default_rng(0)) if noisy else None
         self.noisy = [
             (images.to_channels(images.middle(plane, _NOISY_SIDE), experiment.channels), unknown if p is None else p)
             for plane, p in noisy

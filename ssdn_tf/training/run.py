@@ -213,11 +213,12 @@ class Run:
                 previous one is kept).
         """
         # When the lock is released, nothing is written any more.
+        first = self.step
         with self.lock, callbacks.Stop(self.devices, deadline) as stop:
             while self.step < self.options.steps and not stop.stopped:
                 self._fit_stage(stop, checkpoint_seconds)
             # No worker ends before the checkpoint is there: one that has ended cannot help to train it again.
-            self._on_all(self.save)
+            self._on_all(lambda: self.save(unless_at=first))
         self.stopped_by_signal = stop.interrupted
         return self.step >= self.options.steps
 
@@ -252,9 +253,9 @@ class Run:
         images = self.report_images or max(self.options.train_images // _REPORTS, _LEAST_REPORT)
         return max(1, images // stage.batch_size)
 
-    def save(self):
-        """Writes a checkpoint."""
-        if self.devices.is_chief:
+    def save(self, unless_at=None):
+        """Writes a checkpoint; not over one of the same step, `unless_at`: the time of the file says what is new."""
+        if self.devices.is_chief and not (self.step == unless_at and self.checkpoint.exists()):
             checkpoints.save(self.checkpoint, self.variables, vars(self.position))
 
     # ------------------------------------------------------------ reports
@@ -336,6 +337,7 @@ def _open(options, run_dir, data_dir, memory_mb):
         limits = found_noise.limits(options, run_dir, store)
         # Read again rather than shifted in memory: a start that knows the range must get the same pictures to the bit.
         if limits != store.limits:
+            del store  # there may be no room for two
             store = NoisyPlanes(files, crop, memory_mb, limits, **settings)
         return store, held_out
     return ImageStore(files, crop, memory_mb), held_out

@@ -8,7 +8,10 @@ import tifffile
 
 from ssdn_tf.commands import cli, denoise, train, train_flags
 from ssdn_tf.data import images, samples
+from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.training import build
+from ssdn_tf.training import folder as folder_
+from ssdn_tf.training.options import Options, Stage
 
 
 def call(*arguments):
@@ -130,6 +133,14 @@ def test_a_network_for_other_pictures_is_no_start(folder, tmp_path, capsys):
     flags = ["--preset=adapt", "--channels=1", "--warm_start=impulse-rgb", f"--run_dir={tmp_path / 'run'}"]
     assert call(*flags, f"--train_data={folder}") == 1 and words in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_sees_the_pixel_is_no_start(folder, tmp_path, capsys):
+    start = tmp_path / "start"
+    start.mkdir()
+    folder_.write_options(start, Options(Experiment(pipeline="n2c", parameter_source=None), stages=(Stage(64, 1),)))
+    assert call("--preset=adapt", f"--warm_start={start}", f"--train_data={folder}") == 1
+    assert "expected a network with a blind spot to start from" in capsys.readouterr().err
 
 
 def test_a_black_level_is_found_and_goes_from_the_training_to_the_denoising(tmp_path, capsys, monkeypatch):

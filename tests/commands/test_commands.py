@@ -74,6 +74,7 @@ WRONG = {
     "--likelihood=mixture": "--likelihood is only for impulse noise",
     "--noisy --pipeline=n2n": "--noisy needs a pipeline without clean images",
     "--noisy --sigma=5,50": "--sigma: expected one level of images that are noisy already, received a range",
+    "--noisy --sigma=5,50 --parameter_source=known": "--sigma: expected one level of images that are noisy already",
     "--noisy --validation=kodak": "--validation: with --noisy, expected held_out or none",
     "--parameter_start=high": "--parameter_start: .* a level, a number between 0 and 255 .*, received 'high'",
     "--noise=impulse --parameter_start=1": "--parameter_start: .* a level, a number between 0 and 1 .*, received '1'",

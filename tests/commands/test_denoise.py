@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import test_predictor
 import tifffile
 from PIL import Image
 
-from ssdn_tf.commands import cli, denoise
+from ssdn_tf.commands import cli, denoise, train
 from ssdn_tf.data import files, images
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.inference import pictures, predictor, ranges
@@ -50,7 +51,7 @@ def test_the_output_is_what_the_predictor_says(run_dir, tmp_path):
     assert call(*flags, "--sigma=10") == 0
     expected = predictor.load(run_dir).denoise(images.to_float(pixels), 10 / 255).denoised
     found = images.read(tmp_path / "out.png")  # 16 bit in, 16 bit out
-    assert np.array_equal(found, images.to_uint16(expected))
+    assert np.array_equal(found, np.rint(np.clip(65535 * expected.astype(np.float64), 0, 65535)))
     assert call(*flags, "--sigma=40") == 0
     assert not np.array_equal(found, images.read(tmp_path / "out.png"))  # control: the level matters
 
@@ -197,6 +198,31 @@ def test_a_stack_keeps_its_pages_and_gets_stds_and_a_preview(run_dir, tmp_path, 
     with Image.open(tmp_path / "out-preview.png") as image:
         assert image.size == (3 * 24, 20)
     assert "3 planes of 24x20, sigma 25" in capsys.readouterr().out
+
+
+def test_a_long_stack_needs_few_open_files(run_dir, tmp_path):
+    """Of 60 pages, with a limit of 30 more files than are open now: those of another start, and those of this one."""
+    stack = np.random.default_rng(1).integers(0, 256, (60, 8, 8), np.uint8)
+    tifffile.imwrite(tmp_path / "in.tif", stack, photometric="minisblack")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = os.open(os.devnull, os.O_RDONLY)
+    os.close(least)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (least + 30, limits[1]))
+    try:
+        flags = [f"--input={tmp_path / 'in.tif'}", f"--output={tmp_path / 'out.tif'}", "--uncertainty"]
+        assert call(f"--model={run_dir}", "--sigma=25", *flags) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert tifffile.imread(tmp_path / "out.tif").shape == tifffile.imread(tmp_path / "out-std.tif").shape == stack.shape
+
+
+def test_a_folder_may_be_called_as_the_sample_photographs(tmp_path, monkeypatch):
+    trained, source = [], write_pictures(tmp_path / "sample")
+    monkeypatch.setattr(train, "main", lambda values, _: trained.append(values.train_data) or 1)
+    monkeypatch.chdir(tmp_path)
+    for name in ("sample", source):
+        assert call(f"--input={name}", "--output=out", "--adapt=5min") == 1
+    assert trained == ["./sample", str(source)]
 
 
 def test_the_range_is_said_and_can_be_given(run_dir, tmp_path, capsys):

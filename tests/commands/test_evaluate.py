@@ -177,6 +177,8 @@ def test_wrong_flags_get_one_sentence(run_dir, pictures, tmp_path, capsys):
         (f"--dataset={small}",): "--dataset: .*small/.*: expected at least 11x11 pixels for SSIM, received",
         ("--alpha=0.5",): "--alpha: expected --sigma",
         ("--model=none",): "expected --baseline with --model=none",
+        ("--model=none", "--baseline=nlm", "--parameter_source=fitted"): "expected a model that finds the level",
+        ("--dataset=",): "--dataset: expected at least one set of pictures, received none",
         ("--baseline=bm4d",): "--baseline: expected some of cbm3d, nlm, wavelet, median, received 'bm4d'",
         (f"--model={tmp_path}",): "expected the folder of a run",
         (f"--model={tmp_path / 'missing'}",): "does not exist",

@@ -66,6 +66,10 @@ def test_what_cannot_be_used_is_left_out_with_a_warning(tmp_path, capsys):
     error = capsys.readouterr().err
     assert "bad.png" in error and "small.png: smaller than the crop of 32x32" in error
     assert len(NoisyPlanes([paths[1]] * 3, 32, memory_mb=0.04)) == 2 and "only 2 pictures" in capsys.readouterr().err
+    assert NoisyPlanes([paths[1]] * 3, 16, memory_mb=0.01)[0].shape == (21, 40, 3)  # 480 bytes a row
+    assert "only 21 of 40 rows of the first picture fit into 0.01 MiB" in capsys.readouterr().err
+    with pytest.raises(UserError, match="good.png: expected a picture that fits into 0.01 MiB"):
+        NoisyPlanes([paths[1]], 32, memory_mb=0.01)
     with pytest.raises(UserError, match="expected pictures of at least 32x32"):
         NoisyPlanes(paths[2:], 32)
 

@@ -14,8 +14,10 @@ import tifffile
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import checkpoints
 from ssdn_tf.inference import cluster as cluster_module
 from ssdn_tf.inference.cluster import ClusterDenoiser
+from ssdn_tf.inference.file_denoiser import FileDenoiser
 from ssdn_tf.inference.pictures import PictureDenoiser
 
 distributed = pytest.importorskip("distributed")
@@ -114,6 +116,79 @@ def test_what_a_worker_raises_is_a_sentence(eager, run_dir, folder, tmp_path, ca
         assert call(*flags, f"--output={tmp_path / 'x.tif'}") == 1
     error = capsys.readouterr().err
     assert "error: a worker of the cluster cannot denoise (No module named 'ssdn_tf'); all need this package" in error
+
+
+def test_what_was_done_before_a_worker_failed_stays_done(eager, run_dir, folder, tmp_path, capsys, monkeypatch):
+    """A worker that fails, or a scheduler that is lost, is no fault of the picture."""
+    flags, target = [f"--model={run_dir}", f"--input={folder / 'large.tif'}", "--tile=120"], tmp_path / "x.tif"
+    assert call(*flags, f"--output={tmp_path / 'one.tif'}") == 0
+    worker, asked = cluster_module._worker, []
+
+    def failing(*arguments):
+        asked.append(arguments)
+        if len(asked) == 2:
+            raise OSError("lost")
+        return worker(*arguments)
+
+    monkeypatch.setattr(cluster_module, "_worker", failing)
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+    ) as cluster:
+        flags += [f"--output={target}", f"--cluster={cluster.scheduler_address}"]
+        assert call(*flags) == 1
+        assert "a worker of the cluster cannot denoise (lost); the same command goes on." in capsys.readouterr().err
+        assert not target.exists() and (tmp_path / ".x.tif.partial").is_dir()
+        first = len(asked)
+        assert call(*flags) == 0
+    assert target.read_bytes() == (tmp_path / "one.tif").read_bytes()
+    tiles = PictureDenoiser(run_dir).predictor(1).tiles_of(np.zeros((120, 200, 3)), 120)
+    assert len(asked) - first == len(tiles) - 1
+
+
+def test_a_worker_sees_that_a_run_has_gone_on(eager, tmp_path):
+    plane = np.random.default_rng(0).random((16, 16, 3))
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        found = []
+        for seed in (0, 0, 1):
+            path = tmp_path / "run" / "checkpoint.npz"
+            if not path.exists():
+                test_predictor.write_run(path.parent, test_predictor.built(TRAINED), TRAINED)
+            elif seed:
+                model = test_predictor.built(TRAINED)
+                for variable in model.variables:
+                    variable.assign(1.1 * variable)
+                checkpoints.save(path, checkpoints.named_variables(model), {"step": 8})
+            many = ClusterDenoiser(cluster.scheduler_address, path.parent)
+            found.append(many.plane(plane, (0, 1), {"sigma": 25})[0])
+            expected = PictureDenoiser(path.parent).plane(plane, (0, 1), {"sigma": 25})[0]
+            np.testing.assert_allclose(found[-1], expected, atol=1e-6)
+    assert np.array_equal(found[0], found[1]) and not np.allclose(found[0], found[2], atol=1e-3)
+
+
+def test_a_stop_does_not_wait_for_whole_pictures(eager, run_dir, tmp_path, monkeypatch):
+    """Of 40 tiles or so, those of a second, and those that are on their way."""
+    rng, denoised = np.random.default_rng(0), []
+    for i in range(2):
+        tifffile.imwrite(tmp_path / f"{i}.tif", rng.integers(0, 65536, (100, 1600), np.uint16))
+    of_cluster = cluster_module._worker
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        denoised.append(time.monotonic())
+        return of_cluster(*arguments)
+
+    monkeypatch.setattr(cluster_module, "_worker", slow)
+    with distributed.LocalCluster(n_workers=2, processes=False, dashboard_address=None) as cluster:
+        worker = ClusterDenoiser(cluster.scheduler_address, run_dir, tile=120)
+        pairs = [(tmp_path / f"{i}.tif", tmp_path / "out" / f"{i}.tif") for i in range(2)]
+        results = FileDenoiser(worker, (0, 65535)).all(pairs, {})
+        timer = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+        results.close()
+        tiles = worker.predictor(1).tiles_of(np.zeros((100, 1600, 3)), 120)
+        assert len(tiles) >= 18 and len(denoised) < 1.5 * len(tiles) and not list((tmp_path / "out").glob("*.tif"))
 
 
 def test_the_tiles_of_a_picture_have_one_level_also_where_the_model_estimates_it(eager, tmp_path):

@@ -406,8 +406,8 @@ def test_tensorboard_finds_an_event_file(uninterrupted):
 
 def test_a_finished_run_has_nothing_left_to_train(pictures, uninterrupted):
     before, expected, run = uninterrupted
-    again = training.Run(options(pictures), run.run_dir)
-    assert again.fit()
+    again, stamp = training.Run(options(pictures), run.run_dir), run.checkpoint.stat().st_mtime_ns
+    assert again.fit() and run.checkpoint.stat().st_mtime_ns == stamp
     assert all(np.array_equal(weights(again)[name], expected[name]) for name in expected)
 
 
@@ -521,6 +521,15 @@ def test_a_damaged_held_out_image_is_left_out_with_a_warning(pictures, tmp_path,
     (tmp_path / "bad.png").write_bytes(good.read_bytes()[:60])
     assert len(Validation([tmp_path / "bad.png", good], options(pictures)).cases) == 1
     assert "left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["per_image", "global", "fitted"])
+def test_noisy_images_of_unknown_levels_are_validated(pictures, source):
+    experiment = Experiment(low=5.0, high=50.0, network="tiny", parameter_source=source)
+    settings = dataclasses.replace(options(pictures), experiment=experiment, noisy_already=True)
+    plane = np.random.default_rng(0).random((32, 32, 3), np.float32)
+    (case,) = Validation([], settings, [(plane, None)]).noisy
+    assert np.array_equal(case[0], plane) and np.isfinite(case[1])
 
 
 def test_validation_reports_mu_x_and_the_posterior_mean(pictures, tmp_path):
