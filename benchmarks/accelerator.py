@@ -89,11 +89,11 @@ def algebra(settings):
     import numpy as np
     from keras import ops
 
-    from ssdn_tf.denoisers import losses
+    from ssdn_tf.denoisers import noise_layer
     from ssdn_tf.noise import prior
     from ssdn_tf.noise.gaussian import GaussianNoise
 
-    shape, dtype = (settings["batches"][-1], settings["crop"], settings["crop"]), losses.algebra_dtype()
+    shape, dtype = (settings["batches"][-1], settings["crop"], settings["crop"]), noise_layer.algebra_dtype()
     rng = np.random.default_rng(0)
     noisy = ops.cast(rng.random((*shape, 3), dtype=np.float32), dtype)
     components = ops.convert_to_tensor(rng.random((*shape, 9), dtype=np.float32))

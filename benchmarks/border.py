@@ -1,15 +1,14 @@
-"""What is lost at the border of pictures whose sides are no multiples of 32, for two ways to fill them up.
+"""What is lost at the border of pictures whose sides are no multiples of the network's grid, which are filled up.
 
     python benchmarks/border.py --model=RUN --dataset=FOLDER [--pictures=6]
 
 Each picture, with sides that are multiples of 32, gets noise and is denoised whole ("the picture goes on"). Then its
-last rows and columns are taken away, zeros or a reflection take their place, and it is denoised again.
+last rows and columns are taken away, and it is denoised again: as the product does it, which fills with zeros, and with
+a reflection in their place, which shows pixels near the border their own noise.
 
     band there          PSNR in dB of the 16 pixels next to what was taken away
     lost                how much less that is than where the picture goes on
     other edges         PSNR of the same band at the top and on the left, where nothing is filled in
-
-The product fills with zeros, as a reflection shows pixels near the border their own noise.
 """
 
 import harness
@@ -40,11 +39,10 @@ def measure(model, file, missing):
     noisy = protocol.corrupt(clean, model.experiment, models.noise_model(model.experiment), np.random.default_rng(0))
     height, width = (side - missing for side in clean.shape[:2])
     cut, part = noisy.padded[:height, :width], clean[:height, :width]
-    fill = ((0, missing), (0, missing), (0, 0))
     inputs = {
         "the picture goes on": noisy.padded,
-        "filled with zeros": np.pad(cut, fill),
-        "filled by reflection": np.pad(cut, fill, mode="reflect"),
+        "filled with zeros": cut,
+        "filled by reflection": np.pad(cut, ((0, missing), (0, missing), (0, 0)), mode="reflect"),
     }
     denoised = {name: model.denoise(x, noisy.parameter).denoised[:height, :width] for name, x in inputs.items()}
     return {name: [band_psnr(x, part, edges) for edges in ("far", "near")] for name, x in denoised.items()}
@@ -70,7 +68,8 @@ def run(arguments):
     files = files[: 1 if arguments.quick else arguments.pictures]
     print(f"{model.experiment.name}, {len(files)} pictures, band of {BAND} pixels, dB\n")
     columns = ["rows and columns taken away", "beyond the edge", "band there", "lost", "other edges"]
-    harness.print_table(columns, rows(model, files, (16,) if arguments.quick else (1, 16, 31)))
+    most = model.grid - 1
+    harness.print_table(columns, rows(model, files, (most,) if arguments.quick else (1, model.grid // 2, most)))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def measure(model, clean, kind, level, rng):
     noise, levels, own = registry.make(kind), LEVELS[kind], LEVELS[model.experiment.noise]
     noisy = noise.corrupt(clean, levels.to_parameter(level), rng)
     true = dict(zip((number.name for number in levels.numbers), levels.split(level)))
-    known = own.to_parameter(tuple(true.get(number.name, number.absent) for number in own.numbers))
+    values = [true.get(number.name, number.absent) for number in own.numbers]
+    known = own.to_parameter(values[0] if len(values) == 1 else tuple(values))
     found = diagnosis.diagnose(model, [noisy])
     results = [model.denoise(noisy, parameter, tile=None) for parameter in (known, "fitted")]
     best = next(fit for fit in found.fits if fit.kind == kind)

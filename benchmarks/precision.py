@@ -44,11 +44,11 @@ def variant(run, network, algebra):
     import numpy as np
     import tensorflow as tf
 
-    from ssdn_tf.denoisers import losses, models
+    from ssdn_tf.denoisers import models, noise_layer
     from ssdn_tf.inference import checkpoints
     from ssdn_tf.training import folder
 
-    with mock.patch.object(losses, "algebra_dtype", lambda: algebra):
+    with mock.patch.object(noise_layer, "algebra_dtype", lambda: algebra):
         options = folder.read_options(run)
         denoiser = models.build(options.experiment, rate=options.rate, precision=network)
     checkpoints.load_weights(pathlib.Path(run) / "checkpoint.npz", denoiser.inference)

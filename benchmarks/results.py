@@ -34,7 +34,8 @@ def run(arguments):
             noise = report.tested(result) + (", gray" if tested["channels"] == 1 else "")
             rows = noises.setdefault(noise, (tested, {"noisy": {}}))[1]
             rows["noisy"][dataset] = {"psnr": result["psnr_noisy"]}
-            rows.setdefault(denoiser(summary, result), {})[dataset] = result
+            draws = {"seed": summary["seed"], "pad": summary["pad"]}
+            rows.setdefault(denoiser(summary, result), {})[dataset] = draws | result
             sets.append(dataset)
     for tested, rows in noises.values():
         rows.update(published(arguments.paper.split(","), **tested))
@@ -52,20 +53,19 @@ def run(arguments):
 def subtract(rows, text):
     """Turns the results of rows into differences from those of the row whose name contains the text."""
     names = [name for name in rows if text in name]
-    reference = {dataset: by_picture(result) for name in names[:1] for dataset, result in rows[name].items()}
+    reference = {dataset: by_draw(result) for name in names[:1] for dataset, result in rows[name].items()}
     for results in rows.values():
         for dataset, result in results.items():
-            own, other = by_picture(result), reference.get(dataset, {})
-            results[dataset] = {"differences": [own[key] - other[key] for key in own if key in other]}
+            own, other, pictures = by_draw(result), reference.get(dataset, {}), collections.defaultdict(list)
+            for draw in own.keys() & other.keys():
+                pictures[draw[0]].append(own[draw] - other[draw])
+            results[dataset] = {"differences": [statistics.fmean(pictures[name]) for name in sorted(pictures)]}
 
 
-def by_picture(result):
-    """{picture: its PSNR, mean over the draws of noise}; infinite ones are left out."""
-    draws = collections.defaultdict(list)
-    for row in result.get("rows", []):
-        if row["psnr"] is not None:
-            draws[row["image"]].append(row["psnr"])
-    return {picture: statistics.fmean(psnrs) for picture, psnrs in draws.items()}
+def by_draw(result):
+    """{(picture, what its noise depends on): PSNR}; infinite ones are left out."""
+    rows = [row for row in result.get("rows", []) if row["psnr"] is not None]
+    return {(row["image"], row["repeat"], result["seed"], result["pad"]): row["psnr"] for row in rows}
 
 
 def lines(noises, sets, cell):

@@ -1,6 +1,6 @@
 """Sends noisy pictures to TensorFlow Serving and writes the denoised ones. Loads neither TensorFlow nor Keras.
 
-    python export/client.py --server=http://localhost:8501 --sigma=25 --input=noisy.png --output=clean.png
+    python export/client.py --server=http://localhost:8501 --input=noisy.png --output=clean.png
     python export/client.py --server=grpc://localhost:8500 --model=ssdn --input=FOLDER --output=FOLDER
 
 The noise level is for models that were trained with a known level, in the usual unit: sigma of 255, lam photons

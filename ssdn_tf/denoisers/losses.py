@@ -7,26 +7,12 @@ the map must be an output of the model, else Keras leaves the layer out.
 import keras
 from keras import ops
 
-from ssdn_tf.denoisers.noise_layer import NoiseLayer
+from ssdn_tf.denoisers.noise_layer import AlgebraLayer
 from ssdn_tf.noise.prior import Prior
 
 
-def algebra_dtype():
-    """float64 where the backend has it: written out, the 3x3 algebra costs the same on a CPU.
-
-    A sure prior beside a low noise (sigma_x 0.1 along one colour, sigma 1e-3) has a
-    condition number of 1e5, where float32 loses the last pivot. JAX has float64 only
-    with JAX_ENABLE_X64=1.
-    """
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return "float64" if jax.config.jax_enable_x64 else "float32"
-    return "float64"
-
-
 @keras.saving.register_keras_serializable("ssdn_tf")
-class MarginalLikelihood(NoiseLayer):
+class MarginalLikelihood(AlgebraLayer):
     """Training loss: scale * marginal_nll - regularization * noise std.
 
     Where the noise parameter is learned, what the network cannot predict may be noise or detail; the likelihood alone
@@ -44,7 +30,6 @@ class MarginalLikelihood(NoiseLayer):
     """
 
     def __init__(self, noise, regularization=0.0, scale=1.0, **kwargs):
-        kwargs.setdefault("dtype", algebra_dtype())
         super().__init__(noise, **kwargs)
         self.regularization = regularization
         self.scale = scale
@@ -66,12 +51,8 @@ class MarginalLikelihood(NoiseLayer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class PosteriorMean(NoiseLayer):
+class PosteriorMean(AlgebraLayer):
     """E[x | y, context], [N,H,W,C] float32: the denoised image. Call arguments as MarginalLikelihood."""
-
-    def __init__(self, noise, **kwargs):
-        kwargs.setdefault("dtype", algebra_dtype())
-        super().__init__(noise, **kwargs)
 
     def call(self, noisy, mu_x, sigma_x, parameter):
         mean = self.noise.posterior_mean(noisy, Prior(mu_x, sigma_x), parameter)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from ssdn_tf.denoisers import losses, parameters
-from ssdn_tf.denoisers.noise_layer import NoiseLayer
+from ssdn_tf.denoisers import losses, noise_layer, parameters
 from ssdn_tf.networks.unet import UNet
 from ssdn_tf.noise import prior, registry
 
@@ -30,7 +29,7 @@ class GaussianPrior(keras.layers.Layer):
     """Network components [N,H,W,K] -> mu_x [N,H,W,C], sigma_x [N,H,W,C,C]; see `prior.from_components`."""
 
     def __init__(self, channels, diagonal=False, **kwargs):
-        kwargs.setdefault("dtype", losses.algebra_dtype())
+        kwargs.setdefault("dtype", noise_layer.algebra_dtype())
         super().__init__(**kwargs)
         self.channels = channels
         self.diagonal = diagonal
@@ -47,15 +46,11 @@ class GaussianPrior(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class PriorStd(NoiseLayer):
+class PriorStd(noise_layer.AlgebraLayer):
     """Standard deviation of p(x | context) in each channel, as the noise model uses that prior.
 
     Call arguments: mu_x [N,H,W,C], sigma_x [N,H,W,C,C]. Output: float32 [N,H,W,C].
     """
-
-    def __init__(self, noise, **kwargs):
-        kwargs.setdefault("dtype", losses.algebra_dtype())
-        super().__init__(noise, **kwargs)
 
     def call(self, mu_x, sigma_x):
         return ops.cast(self.noise.prior_std(prior.Prior(mu_x, sigma_x)), "float32")

@@ -11,8 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.denoisers import losses
-from ssdn_tf.denoisers.noise_layer import NoiseLayer
+from ssdn_tf.denoisers.noise_layer import AlgebraLayer, NoiseLayer
 from ssdn_tf.networks.unet import UNet
 from ssdn_tf.noise import fitting
 from ssdn_tf.noise.prior import Prior
@@ -95,17 +94,13 @@ class PerImageParameter(NoiseLayer):
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
-class FittedParameter(NoiseLayer):
+class FittedParameter(AlgebraLayer):
     """The parameter at which the pixels of a picture are most likely, given what the network says of them.
 
-    It has no weights, and gives no gradient. It reads some 30,000 pixels of each picture; see `noise.fitting`.
+    It has no weights, and gives no gradient. It reads at most some 30,000 pixels of each picture; see `noise.fitting`.
 
     Call arguments: noisy, mu_x [N,H,W,C], sigma_x [N,H,W,C,C]. Output: [N,1,1,P].
     """
-
-    def __init__(self, noise, **kwargs):
-        kwargs.setdefault("dtype", losses.algebra_dtype())
-        super().__init__(noise, **kwargs)
 
     def call(self, noisy, mu_x, sigma_x):
         noisy, mu_x, sigma_x = (ops.stop_gradient(v) for v in fitting.thin(noisy, mu_x, sigma_x))

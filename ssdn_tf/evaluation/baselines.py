@@ -45,7 +45,7 @@ def cbm3d(noisy, sigma):
 
 
 def non_local_means(noisy, sigma):
-    """Non-local means of scikit-image: patches of 5x5, distances up to 6, h = 0.8 sigma, as its example has it.
+    """Non-local means of scikit-image: patches of 5x5, distances up to 6, h = 0.8 sigma.
 
     Reference: Buades et al., A non-local algorithm for image denoising, CVPR 2005.
 

@@ -41,7 +41,8 @@ def statistics(rows):
     if levels:
         # One kind of noise that is not found (None) is infinitely many photons.
         median = np.median([[np.inf if n is None else n for n in np.atleast_1d(level)] for level in levels], axis=0)
-        result["estimated_level"] = median.tolist() if len(median) > 1 else float(median[0])
+        median = [None if math.isinf(number) else number for number in median.tolist()]
+        result["estimated_level"] = median if len(median) > 1 else median[0]
     groups = {}
     for row in rows:
         if not math.isinf(row["psnr"]):

@@ -105,7 +105,8 @@ def diagnose(predictor, pictures):
     correlation = np.mean([_correlation(picture) for picture in pictures], axis=0)
     values = np.concatenate([picture.reshape(-1) for picture in pictures])
     clipped = (float(np.mean(values <= values.min())), float(np.mean(values >= values.max())))
-    return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(everything))
+    additive = next(fit for fit in fits if fit.kind != "impulse")
+    return Diagnosis(fits, tuple(correlation), clipped, _channel_ratio(everything, additive))
 
 
 def with_impulses_of(found, predictor, pictures):
@@ -125,7 +126,7 @@ def with_impulses_of(found, predictor, pictures):
 
 
 def _fit(kind, everything):
-    noise = registry.make(kind, **({"likelihood": "mixture"} if kind == "impulse" else {}))
+    noise = registry.make(kind)
     noisy, mu_x, sigma_x = everything
     parameter, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
     parameter = plain(parameter)
@@ -133,7 +134,7 @@ def _fit(kind, everything):
 
     def log_likelihood(values):
         array = ops.convert_to_tensor(np.reshape(values, (1, 1, 1, -1)), "float64")
-        nll = noise.marginal_nll(noisy, prior, array)
+        nll = noise.exact_nll(noisy, prior, array)
         return -float(np.mean(ops.convert_to_numpy(nll))) - constant
 
     values = np.atleast_1d(parameter).astype(np.float64)
@@ -182,10 +183,13 @@ def _across(gray):
     return float(np.mean(above * below) / most) if most > 0 else 0.0
 
 
-def _channel_ratio(everything):
-    noisy, mu_x, sigma_x = (array[0, 0] for array in everything)
+def _channel_ratio(everything, fit):
+    """How much the std of the noise differs between the colours, beside what a fit of additive noise says of them."""
+    noisy, mu_x, sigma_x = everything
     if noisy.shape[-1] == 1:
         return 1.0
-    excess = np.mean((noisy - mu_x) ** 2, axis=0) - np.mean(np.diagonal(sigma_x, axis1=-2, axis2=-1), axis=0)
-    excess = np.maximum(excess, 1e-6)
-    return float(np.sqrt(excess.max() / excess.min()))
+    expected = registry.make(fit.kind).variance(Prior(mu_x, sigma_x), np.reshape(fit.parameter, (1, 1, 1, -1)))
+    expected = np.broadcast_to(ops.convert_to_numpy(expected), mu_x.shape).mean(axis=(0, 1, 2))
+    found = np.mean((noisy - mu_x) ** 2 - np.diagonal(sigma_x, axis1=-2, axis2=-1), axis=(0, 1, 2))
+    shares = np.maximum(found, 1e-6) / np.maximum(expected, 1e-6)
+    return float(np.sqrt(shares.max() / shares.min()))

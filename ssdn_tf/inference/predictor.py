@@ -252,7 +252,7 @@ class Predictor:
             noisy, mu_x, sigma_x = (np.concatenate(arrays) for arrays in zip(*some))
             found, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
             nlls = [
-                ops.convert_to_numpy(ops.mean(noise.marginal_nll(noisy, prior, parameter), axis=(1, 2)))
+                ops.convert_to_numpy(ops.mean(noise.exact_nll(noisy, prior, parameter), axis=(1, 2)))
                 for parameter in (np.reshape(default, (1, 1, 1, -1)).astype(noisy.dtype), found)
             ]
             gains = np.subtract(*nlls)

@@ -13,7 +13,7 @@ from keras import ops
 from ssdn_tf.noise import linalg
 from ssdn_tf.noise.prior import diagonal_matrix
 
-PIXELS = 2**15  # of a picture that a fit reads: chance moves sigma 25 by about 0.25 %
+PIXELS = 2**15  # at most, of a picture that a fit reads: chance then moves sigma 25 by about 0.25 %
 STEPS = 4
 _STEPS_AT_END = 4  # on all pixels, from the optimum of a quarter of them
 LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
@@ -66,8 +66,8 @@ def variance_weights(residual, sigma_x, basis, ranges, used=None, simplest=False
     A network's sigma_x is some 15 % too large on pictures unlike those of its training. With s = 1 that would be taken
     off the noise. Only pixels with different sigma_x tell the two apart, so a prior holds s at 1 where there are none.
 
-    Fisher scoring, a fixed number of steps, each of which is shortened until it helps. A weight that would leave its
-    range stays at the end of it, and the others are the best beside it.
+    Fisher scoring, a fixed number of steps, of which the whole, a quarter or nothing is taken, as is best. A weight
+    that would leave its range stays at the end of it, and the others are the best beside it.
 
     Two kinds of noise always fit a little better than one. With `simplest`, the one that makes the pixels more likely
     by less than LEAST_GAIN gets the weight 0, and the other one is the best alone.
@@ -159,7 +159,7 @@ def _simplest(pixels, factors, low, high):
 
 
 def _by_moments(pixels):
-    """Where to start: the weights, each taken alone, that give the residuals their mean square, [N,P]."""
+    """Where to start: weights with equal shares in the mean square of the residuals, [N,P]."""
     excess = pixels.residual * pixels.residual - ops.diagonal(pixels.sigma_x, axis1=-2, axis2=-1)
     mean = lambda values: ops.mean(pixels.mean(values), axis=1)
     return mean(excess)[:, None] / mean(pixels.basis) / pixels.basis.shape[-1]

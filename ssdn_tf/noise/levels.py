@@ -220,11 +220,12 @@ class AdditiveLevels(Levels):
         """Half of the pictures have Gaussian noise, a quarter Poisson noise, a quarter both.
 
         Sigma is uniform between its ends, but beside Poisson noise below 0.4 of the highest; lam is log-uniform, so
-        that weak noise is drawn as often as strong noise.
+        that weak noise is drawn as often as strong noise. Where only one of the two numbers has a range, all pictures
+        have the other one, or none of it, and the range is that of `Level.draw`.
         """
-        if low == high:
-            return low
         (lam_low, sigma_low), (lam_high, sigma_high) = low, high
+        if lam_low == lam_high or sigma_low == sigma_high:
+            return super().draw(low, high, rng)
         part = rng.random()
         lam = math.exp(rng.uniform(math.log(lam_low), math.log(lam_high)))
         beside = max(sigma_low, 0.4 * sigma_high)

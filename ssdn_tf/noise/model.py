@@ -76,6 +76,10 @@ class NoiseModel:
         mu_y, sigma_y = self.marginal_moments(self.effective_prior(prior), parameter)
         return linalg.gaussian_nll(noisy - mu_y, sigma_y)
 
+    def exact_nll(self, noisy, prior, parameter):
+        """The negative log-likelihood that `fit` minimises; arguments and result as `marginal_nll`."""
+        return self.marginal_nll(noisy, prior, parameter)
+
     def fit_with_prior(self, noisy, prior):
         """The parameter that `fit` finds, and the Prior at which it is the best."""
         return self.fit(noisy, prior), prior
@@ -177,7 +181,7 @@ class AdditiveNoise(NoiseModel):
         sigma_x is close to singular and much larger than the noise: a relative error of up to about
         eps max(sigma_x) / n, eps = 6e-8 in float32 and 1e-16 in float64. At a std of 0.1 with sigma 0.001, that is
         0.2 % in float32; with lam 1e6 in the dark (n = 1e-9), float32 has no correct digit and float64 nine.
-        TensorFlow computes in float64, JAX only with JAX_ENABLE_X64=1 (`denoisers.losses.algebra_dtype`).
+        TensorFlow computes in float64, JAX only with JAX_ENABLE_X64=1 (`denoisers.noise_layer.algebra_dtype`).
 
         No floor: the result is as certain as the network's prior, and the network can be wrong. In the trained
         networks of README, 0.0005 to 0.06 % of the values are below 1/255, and there errors of 6 to 14/255 occur. A

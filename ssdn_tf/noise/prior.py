@@ -54,26 +54,3 @@ def from_components(components, channels, diagonal=False):
 def diagonal_matrix(values):
     """[..., C] to [..., C, C] with the values on the diagonal and exact zeros elsewhere."""
     return values[..., None] * ops.eye(values.shape[-1], dtype=values.dtype)
-
-
-def standard_deviation(prior):
-    """Geometric mean of the standard deviations: det(sigma_x)^(1 / 2C), [N, H, W].
-
-    Zero where sigma_x is singular.
-    """
-    channels = prior.mu_x.shape[-1]
-    # A determinant rather than exp(logdet): here sigma_x may be singular.
-    det = determinant(prior.sigma_x)
-    return ops.power(ops.maximum(det, 0.0), 1.0 / (2 * channels))
-
-
-def determinant(a):
-    """Determinant of [..., C, C], C = 1 or 3, by cofactors of the first row."""
-    if a.shape[-1] == 1:
-        return a[..., 0, 0]
-    m = [[a[..., i, j] for j in range(3)] for i in range(3)]
-    return (
-        m[0][0] * (m[1][1] * m[2][2] - m[1][2] * m[2][1])
-        - m[0][1] * (m[1][0] * m[2][2] - m[1][2] * m[2][0])
-        + m[0][2] * (m[1][0] * m[2][1] - m[1][1] * m[2][0])
-    )

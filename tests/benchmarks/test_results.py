@@ -8,12 +8,13 @@ import sys
 SCRIPT = pathlib.Path(__file__).parents[2] / "benchmarks" / "results.py"
 
 
-def write(path, kind, name, source, noise, level, **numbers):
+def write(path, kind, name, source, noise, level, seed=1, **numbers):
     experiment = {"noise": "additive", "parameter_source": source}
     tested = {"noise": noise, "low": level, "high": level, "channels": 3}
     result = {"name": "trained-blindspot", "dataset": "kodak", "experiment": experiment, "tested": tested}
     result |= {"psnr_noisy": 20.0, "inside_1_std": 0.7, "inside_2_std": 0.95, "standard_error_images": 0.25} | numbers
-    path.write_text(json.dumps({"model": {"kind": kind, "name": name}, "results": [result]}))
+    summary = {"model": {"kind": kind, "name": name}, "seed": seed, "pad": "image", "results": [result]}
+    path.write_text(json.dumps(summary))
     return path
 
 
@@ -53,10 +54,11 @@ def test_differences_are_those_of_the_pictures(tmp_path):
     runs = {"n2c": [30.0, 32.0, 20.0, 40.0], "ours": [30.5, 32.5, 19.9, None], "mean": [29.0, 31.0, 19.0, 39.0]}
     files = []
     for name, psnrs in runs.items():
-        pictures = [{"image": i, "psnr": psnr} for i, psnr in zip("aabc", psnrs)]
+        pictures = [{"image": i, "repeat": n, "psnr": psnr} for n, (i, psnr) in enumerate(zip("aabc", psnrs))]
         files.append(write(tmp_path / f"{name}.json", "run", name, "known", "gaussian", 25.0, psnr=25.0, rows=pictures))
+    other = write(tmp_path / "x.json", "run", "x", "known", "gaussian", 25.0, psnr=25.0, rows=pictures, seed=2)
     # of ours: 0.5 and -0.1, mean 0.2, standard deviation 0.6 / sqrt(2)
-    assert rows("--against=n2c", *files)[2:] == [
+    assert rows("--against=n2c", *files, other)[2:] == [
         ["sigma 25", "ours: blindspot", "+0.200 (0.300)"],
         ["sigma 25", "mean: blindspot", "-1.000 (0.000)"],
     ]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support import ACCURACY, array, check_layer, gradients, narrow, random_prior, tensor
 
-from ssdn_tf.denoisers import experiments, losses, models
+from ssdn_tf.denoisers import experiments, losses, models, noise_layer
 from ssdn_tf.noise import registry
 from ssdn_tf.noise.gaussian import GaussianNoise
 from ssdn_tf.noise.impulse import ImpulseNoise
@@ -17,7 +17,7 @@ PARAMETERS = {"gaussian": 0.1, "poisson": 30.0, "impulse": 0.4, "poisson_gaussia
 
 every_model = pytest.mark.parametrize("model", [registry.make(kind) for kind in PARAMETERS], ids=PARAMETERS)
 every_channel_count = pytest.mark.parametrize("channels", [1, 3])
-wide = pytest.mark.skipif(losses.algebra_dtype() != "float64", reason="JAX without JAX_ENABLE_X64")
+wide = pytest.mark.skipif(noise_layer.algebra_dtype() != "float64", reason="JAX without JAX_ENABLE_X64")
 
 
 def reference_nll(y, mu, sigma):
@@ -213,7 +213,7 @@ def test_lp_gradient_is_finite_where_the_prediction_is_the_target(exponent):
 
 @wide
 def test_algebra_is_in_float64():
-    assert losses.algebra_dtype() == "float64"
+    assert noise_layer.algebra_dtype() == "float64"
     assert losses.MarginalLikelihood(GaussianNoise()).compute_dtype == "float64"
     assert losses.PosteriorMean(GaussianNoise()).compute_dtype == "float64"
 

@@ -10,7 +10,7 @@ import pytest
 import support
 import tensorflow as tf
 
-from ssdn_tf.denoisers import losses, models
+from ssdn_tf.denoisers import models, noise_layer
 from ssdn_tf.denoisers.experiments import PUBLISHED, Experiment
 from ssdn_tf.noise.impulse import ImpulseNoise
 
@@ -288,7 +288,7 @@ def test_the_small_layers_keep_the_boring_truths():
 
 def test_the_algebra_is_float64():
     denoiser = models.build(support.tiny(Experiment()))
-    assert losses.algebra_dtype() == "float64"
+    assert noise_layer.algebra_dtype() == "float64"
     assert {tensor.dtype for tensor in denoiser.training.get_layer("prior").output} == {"float64"}
     assert denoiser.training.get_layer("unet").output.dtype == "float32"
 

@@ -152,6 +152,18 @@ def test_only_models_that_estimate_the_level_have_an_estimated_level(tmp_path):
         assert found.get("estimated_level") == (expected and pytest.approx(expected))
 
 
+def test_a_kind_of_noise_that_is_not_found_is_not_infinite(tmp_path):
+    """Gaussian noise alone, found by a model of both kinds, in two of three pictures."""
+    for name in "abc":
+        write_picture(tmp_path / "set" / f"{name}.png")
+    levels = iter([(0.0, 24 / 255), (0.0, 25 / 255), (1 / 50, 20 / 255)])
+    experiment = Experiment(noise="additive", parameter_source="fitted", low=(None, 25.0), high=(None, 25.0))
+    denoise = lambda case: Prediction(case.noisy, noise_parameter=next(levels))
+    found = run(tmp_path / "set", tmp_path, experiment, denoise, experiment)
+    assert found["estimated_level"] == [None, pytest.approx(24)]
+    assert "the median of the levels found is sigma 24." in report.table([found])
+
+
 # ---------------------------------------------------------------- pictures of equal name
 
 

@@ -108,7 +108,7 @@ def test_a_default_level_stands_where_another_is_hardly_more_likely():
 
 @pytest.mark.parametrize(
     "noise",
-    [registry.make("gaussian"), registry.make("poisson_gaussian"), registry.make("impulse", likelihood="mixture")],
+    [registry.make("gaussian"), registry.make("poisson_gaussian"), registry.make("impulse", likelihood="combined")],
     ids=lambda noise: noise.kind,
 )
 def test_a_fit_of_each_set_is_that_of_the_set_alone(noise, monkeypatch):

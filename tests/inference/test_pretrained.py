@@ -112,3 +112,16 @@ def test_correlated_and_clipped_noise_get_a_warning(coffee):
     # The control: white noise that is not clipped.
     white = (coffee + 0.1 * noise[1:, 1:]).astype(np.float32)
     assert not list(diagnosis.diagnose(model, [white]).warnings())
+
+
+def test_colours_of_unequal_brightness_have_unequal_photon_noise_and_no_warning(coffee):
+    model, rng = predictor.load("additive-rgb"), np.random.default_rng(3)
+    reddish = coffee * np.array([1.0, 0.5, 0.25])
+    found = diagnosis.diagnose(model, [MODELS["poisson"]().corrupt(reddish, 30.0, rng)])
+    assert found.best.kind == "poisson" and found.channels < 1.2
+    # The control: Gaussian noise of these stds, in a picture without colours.
+    gray = np.repeat(coffee.mean(axis=-1, keepdims=True), 3, axis=-1)
+    noise = np.array([0.12, 0.08, 0.06]) * rng.standard_normal(coffee.shape)
+    found = diagnosis.diagnose(model, [(gray + noise).astype(np.float32)])
+    assert found.channels == pytest.approx(2, rel=0.1)
+    assert any("the noise of the colours differs by a factor of" in sentence for sentence in found.warnings())

@@ -150,3 +150,15 @@ def test_additive_levels_are_half_gaussian_a_quarter_poisson_and_a_quarter_both(
     assert 5 <= min(poisson) and 150 < max(poisson) <= 200 and 25 < np.median(poisson) < 40
     assert max(sigma for _, sigma in mixed) <= 20
     assert level.draw((None, 25.0), (None, 25.0), None) == (None, 25.0)
+
+
+def test_a_range_of_one_number_leaves_the_other_as_it_is():
+    rng, level = np.random.default_rng(0), LEVELS["additive"]
+    for low, high in (((None, 5.0), (None, 50.0)), ((5.0, 0.0), (50.0, 0.0)), ((5.0, 10.0), (50.0, 10.0))):
+        drawn = [level.draw(low, high, rng) for _ in range(400)]
+        for number, (a, b) in enumerate(zip(low, high)):
+            found = {one[number] for one in drawn}
+            if a == b:
+                assert found == {a}
+            else:  # 400 draws see a mean that is 2 off
+                assert len(found) == 400 and abs(np.mean(list(found)) - 27.5) < 2

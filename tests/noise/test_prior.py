@@ -75,23 +75,6 @@ def test_component_counts_are_the_published_output_counts(channels, diagonal, co
     assert prior.component_count(channels, diagonal) == count
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_determinant_and_standard_deviation_match_numpy(channels):
-    mu_x, sigma_x = random_prior(2, SHAPE, channels)
-    determinant = np.linalg.det(sigma_x)
-    np.testing.assert_allclose(array(prior.determinant(tensor(sigma_x))), determinant, rtol=1e-9)
-    found = array(prior.standard_deviation(prior.Prior(tensor(mu_x), tensor(sigma_x))))
-    np.testing.assert_allclose(found, determinant ** (0.5 / channels), rtol=1e-9)
-
-
-def test_standard_deviation_is_the_common_one_where_channels_agree_and_zero_where_singular():
-    # Powers of two: the determinant of 0.25^2 I and its sixth root are exact, the third root nearly.
-    sigma_x = np.stack([0.25**2 * np.eye(3), np.diag([1.0, 1.0, 0.0])]).reshape(1, 1, 2, 3, 3)
-    found = array(prior.standard_deviation(prior.Prior(tensor(np.zeros((1, 1, 2, 3))), tensor(sigma_x))))
-    np.testing.assert_allclose(found[0, 0, 0], 0.25, rtol=1e-14)
-    assert found[0, 0, 1] == 0.0
-
-
 @pytest.mark.parametrize("channels, diagonal", [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("kind, parameter", [("gaussian", 1e-3), ("poisson", 30.0), ("impulse", 0.5)])
 @pytest.mark.parametrize("rank", [0, 1])
