@@ -151,6 +151,13 @@ def test_flags_change_what_a_preset_says():
     assert options("--experiment=gauss25-n2c", "--network=compact").experiment.name == "gauss25-n2c-compact"
 
 
+def test_the_next_command_denoises_noisy_images_and_measures_on_clean_ones():
+    noisy, clean = options("--noisy", "--train_data=my pictures"), options("--train_data=x")
+    expected = "python denoise.py --model=runs/a '--input=my pictures' --output=DENOISED"
+    assert train._next_command(noisy, "runs/a") == expected
+    assert train._next_command(clean, "runs/a") == "python evaluate.py --model=runs/a"
+
+
 def test_noisy_images_of_an_unknown_level_are_not_named_by_one():
     assert options("--noisy").experiment.name == "gauss-blindspot-sigma_global-compact"
     assert options("--noisy", "--sigma=30").experiment.name == "gauss30-blindspot-sigma_known-compact"

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -108,7 +109,7 @@ def history(run):
 def checkpointed_steps(run, monkeypatch):
     """The steps at which a run writes checkpoints, in a list that grows."""
     steps, save = [], run.save
-    monkeypatch.setattr(run, "save", lambda: (steps.append(run.step), save()))
+    monkeypatch.setattr(run, "save", lambda **settings: (steps.append(run.step), save(**settings)))
     return steps
 
 
@@ -199,7 +200,8 @@ def test_the_command_ends_in_time_says_how_to_go_on_and_is_refused_meanwhile(pic
     assert error.startswith("error: The run") and "already being trained" in error and error.count("\n") == 1
     assert {path.name: path.read_bytes() for path in path.iterdir()} == before
     assert command(*flags, f"--run_dir={path}", "--checkpoint_minutes=0") == 0
-    assert f"Done. Next: python evaluate.py --model={path}" in capsys.readouterr().out
+    next_command = shlex.join(["python", "evaluate.py", f"--model={path}"])  # the path has a space
+    assert f"Done. Next: {next_command}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--max_minutes=-1", "--checkpoint_minutes=-1", "--max_minutes=soon", "--jit=maybe"])
