@@ -34,15 +34,14 @@ HEADER = ["noise", "pictures", "found", "error", "right", "told", "fitted"]
 def measure(model, clean, kind, level, rng):
     """(levels found, is the kind right, [PSNR told, PSNR fitted]) of one picture."""
     from ssdn_tf.evaluation.metrics import psnr
-    from ssdn_tf.inference import diagnosis
+    from ssdn_tf.inference import diagnosis, pictures
     from ssdn_tf.noise import registry
     from ssdn_tf.noise.levels import LEVELS
 
-    noise, levels, own = registry.make(kind), LEVELS[kind], LEVELS[model.experiment.noise]
+    noise, levels = registry.make(kind), LEVELS[kind]
     noisy = noise.corrupt(clean, levels.to_parameter(level), rng)
     true = dict(zip((number.name for number in levels.numbers), levels.split(level)))
-    values = [true.get(number.name, number.absent) for number in own.numbers]
-    known = own.to_parameter(values[0] if len(values) == 1 else tuple(values))
+    known = pictures.parameter_of(true, model.experiment)
     found = diagnosis.diagnose(model, [noisy])
     results = [model.denoise(noisy, parameter, tile=None) for parameter in (known, "fitted")]
     best = next(fit for fit in found.fits if fit.kind == kind)

@@ -145,10 +145,14 @@ def _model(values):
     return values.model or (None if values.alpha is None else "impulse-rgb")
 
 
+def _adapted(values):
+    """The folder of the network that --adapt trains, or None."""
+    return files.beside(values.output, "network") if values.adapt else None
+
+
 def _worker(values):
     """The PictureDenoiser that the flags ask for."""
-    model = files.beside(values.output, "network") if values.adapt else _model(values)
-    settings = model, values.tile or "auto", values.ensemble
+    settings = _adapted(values) or _model(values), values.tile or "auto", values.ensemble
     if values.cluster:
         from ssdn_tf.inference.cluster import ClusterDenoiser
 
@@ -164,7 +168,7 @@ def _page(values, done, limits):
     from ssdn_tf.evaluation import page
     from ssdn_tf.inference.file_denoiser import middle_views, size_of
 
-    network = files.beside(values.output, "network") if values.adapt else values.model or "the network of the package"
+    network = _adapted(values) or values.model or "the network of the package"
     made = page.Page(f"{values.input}, denoised by {network}", page.HOW)
     for source, target in sorted(done):
         try:
@@ -342,7 +346,7 @@ def _adapt(values, survey, limits):
         "budget": values.adapt,
         "channels": survey.channels[0],
         "range": limits and "{},{}".format(*limits),
-        "run_dir": files.beside(values.output, "network"),
+        "run_dir": _adapted(values),
         "warm_start": _model(values),
     } | {name: values[name].value for name in level_flags.names()}
     arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]

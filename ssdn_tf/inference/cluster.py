@@ -82,14 +82,14 @@ def _connect(address):
 def _denoise_part(part, model, ensemble, limits, parameter):
     """(denoised, std, noise) of a tile [h,w,C], on a worker."""
     with _one_at_a_time:
-        stamps = pictures.stamps(model) if model else ()
-        worker = _worker(model, ensemble, parameter is not None, stamps)
+        stamp = pictures.stamp(model) if model else None
+        worker = _worker(model, ensemble, parameter is not None, stamp)
         worker.parameters = {} if parameter is None else {part.shape[-1]: parameter}
         return worker.plane(part, limits)
 
 
 @functools.lru_cache(maxsize=2)
-def _worker(model, ensemble, told, stamps):
+def _worker(model, ensemble, told, stamp):
     """What denoises on a worker, which outlives the command; a model that has changed since is loaded again."""
     return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble, load=_load_told if told else None)
 

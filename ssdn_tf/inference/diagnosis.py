@@ -134,7 +134,7 @@ def _fit(kind, everything):
 
     def log_likelihood(values):
         array = ops.convert_to_tensor(np.reshape(values, (1, 1, 1, -1)), "float64")
-        nll = noise.exact_nll(noisy, prior, array)
+        nll = noise.fitted_nll(noisy, prior, array)
         return -float(np.mean(ops.convert_to_numpy(nll))) - constant
 
     values = np.atleast_1d(parameter).astype(np.float64)

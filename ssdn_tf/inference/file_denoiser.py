@@ -139,10 +139,9 @@ class FileDenoiser:
         models = {}
         for channels in sorted({shape[-1] for shape in picture.shapes}):
             path = self.worker.predictor(channels).source.path
-            weights = next((f for f in (path / "checkpoint.npz", path / "saved_model.pb") if f.exists()), path)
             parameter = self.worker.parameters.get(channels)
             parameter = [] if parameter is None else np.ravel(parameter).tolist()
-            models[str(channels)] = [str(path), weights.stat().st_mtime_ns, parameter]
+            models[str(channels)] = [str(path), pictures.stamp(path), parameter]
         source = picture.path.stat()
         return {
             "file": [str(picture.path.resolve()), source.st_size, source.st_mtime_ns],

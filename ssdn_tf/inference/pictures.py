@@ -172,17 +172,18 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
 
 def load_once(name):
     """`predictor.load`, which keeps the last few: loading and tracing take seconds, a small picture does not."""
-    return _load_at(str(name), stamps(name))
+    return _load_at(str(name), stamp(name))
 
 
-def stamps(name):
-    """When a model was last written; () for a network of the package."""
+def stamp(name):
+    """When the weights of a model were last written, in ns; None for the name of a network of the package."""
     path = pathlib.Path(name)
-    return tuple(file.stat().st_mtime_ns for file in (path, path / "checkpoint.npz") if file.exists())
+    files = (path / "checkpoint.npz", path / "saved_model.pb", path)
+    return next((file.stat().st_mtime_ns for file in files if file.exists()), None)
 
 
 @functools.lru_cache(maxsize=4)
-def _load_at(name, stamps):
+def _load_at(name, stamp):
     return predictor.load(name)
 
 

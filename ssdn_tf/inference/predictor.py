@@ -231,13 +231,13 @@ class Predictor:
         return plain(ops.convert_to_numpy(noise.fit(noisy, Prior(mu_x, sigma_x))))
 
     def fit_each(self, sets, default, noise=None):
-        """`fit` for several sets, where `default` stands unless another parameter is much more likely.
+        """`fit` for each of several sets.
 
         Many sets at once take little more time than one.
 
         Args:
             sets: list of what `fit` takes.
-            default: a parameter; another one makes the pixels of a set more likely by `fitting.LEAST_GAIN`.
+            default: a parameter; one that makes the pixels of a set more likely by `fitting.LEAST_GAIN` replaces it.
             noise: as for `fit`.
 
         Returns:
@@ -252,7 +252,7 @@ class Predictor:
             noisy, mu_x, sigma_x = (np.concatenate(arrays) for arrays in zip(*some))
             found, prior = noise.fit_with_prior(noisy, Prior(mu_x, sigma_x))
             nlls = [
-                ops.convert_to_numpy(ops.mean(noise.exact_nll(noisy, prior, parameter), axis=(1, 2)))
+                ops.convert_to_numpy(ops.mean(noise.fitted_nll(noisy, prior, parameter), axis=(1, 2)))
                 for parameter in (np.reshape(default, (1, 1, 1, -1)).astype(noisy.dtype), found)
             ]
             gains = np.subtract(*nlls)

@@ -99,11 +99,14 @@ class ImpulseNoise(NoiseModel):
             return super().marginal_nll(noisy, prior, parameter)
         if self.likelihood == "combined":
             moments = super().marginal_nll(noisy, prior, parameter)
-            return 0.5 * (moments + self.exact_nll(noisy, prior, parameter))
-        return self.exact_nll(noisy, prior, parameter)
+            return 0.5 * (moments + self._mixture_nll(noisy, prior, parameter))
+        return self._mixture_nll(noisy, prior, parameter)
 
-    def exact_nll(self, noisy, prior, parameter):
-        """`marginal_nll` of the mixture, whatever the likelihood of the training is."""
+    def fitted_nll(self, noisy, prior, parameter):
+        """That of the mixture, whatever the likelihood of the training is."""
+        return self._mixture_nll(noisy, prior, parameter)
+
+    def _mixture_nll(self, noisy, prior, parameter):
         log_clean, log_impulse = self._log_joint(noisy, self.effective_prior(prior), parameter)
         constant = 0.5 * noisy.shape[-1] * math.log(2.0 * math.pi)
         return -ops.logaddexp(log_clean, log_impulse) - constant

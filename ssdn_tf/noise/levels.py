@@ -220,8 +220,8 @@ class AdditiveLevels(Levels):
         """Half of the pictures have Gaussian noise, a quarter Poisson noise, a quarter both.
 
         Sigma is uniform between its ends, but beside Poisson noise below 0.4 of the highest; lam is log-uniform, so
-        that weak noise is drawn as often as strong noise. Where only one of the two numbers has a range, all pictures
-        have the other one, or none of it, and the range is that of `Level.draw`.
+        that weak noise is drawn as often as strong noise. Where only one of the two numbers is a range, the other one
+        is the same in all pictures, and the range is drawn from uniformly.
         """
         (lam_low, sigma_low), (lam_high, sigma_high) = low, high
         if lam_low == lam_high or sigma_low == sigma_high:

@@ -76,7 +76,7 @@ class NoiseModel:
         mu_y, sigma_y = self.marginal_moments(self.effective_prior(prior), parameter)
         return linalg.gaussian_nll(noisy - mu_y, sigma_y)
 
-    def exact_nll(self, noisy, prior, parameter):
+    def fitted_nll(self, noisy, prior, parameter):
         """The negative log-likelihood that `fit` minimises; arguments and result as `marginal_nll`."""
         return self.marginal_nll(noisy, prior, parameter)
 
