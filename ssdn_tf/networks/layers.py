@@ -111,6 +111,14 @@ def on_grid(function, x, grid):
     return function(ops.pad(x, [[0, 0], [0, bottom], [0, right], [0, 0]]))[:, :height, :width]
 
 
+def neighbours(x):
+    """The eight pixels around each pixel, row by row, zero beyond the border: [N,H,W,C] to [N,H,W,8C]."""
+    height, width = ops.shape(x)[1:3]
+    x = ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]])
+    around = [(i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    return ops.concatenate([x[:, i : i + height, j : j + width] for i, j in around], axis=-1)
+
+
 def mean_of_neighbours(x):
     """Mean of the eight pixels around each pixel, of fewer at the border: [N,H,W,C] to [N,H,W,C].
 

@@ -75,7 +75,8 @@ class UNet(keras.layers.Layer):
             first.build(shape, skip)
             shape = first.compute_output_shape(shape, skip)
             second.build(shape)
-        shape = (*shape[:-1], shape[-1] * (4 if self.blindspot else 1))
+        features = 4 * shape[-1] + 8 * channels * self.design.residual if self.blindspot else shape[-1]
+        shape = (*shape[:-1], features)
         for layer in [*self.head, self.last]:
             layer.build(shape)
             shape = layer.compute_output_shape(shape)
@@ -104,6 +105,8 @@ class UNet(keras.layers.Layer):
 
     def _forward(self, x, training):
         branches = layers.all_rotations(x, self.trunk, together=training) if self.blindspot else [self.trunk(x)]
+        if self.blindspot and self.design.residual:
+            branches.append(layers.neighbours(x))
         return layers.in_bands(self._join, branches, 1 if training else min(self.design.grid, _BANDS))
 
     def _join(self, x):
