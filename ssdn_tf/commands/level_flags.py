@@ -57,9 +57,8 @@ def read(values, kind):
             )
     if all(values[name].value is None for name in names_of(kind)):
         return None
-    pairs = [_read_number(values, number) for number in LEVELS[kind].numbers]
-    low, high = zip(*pairs)
-    return (low, high) if len(pairs) > 1 else (low[0], high[0])
+    level = LEVELS[kind]
+    return tuple(level.join(ends) for ends in zip(*(_read_number(values, number) for number in level.numbers)))
 
 
 def _read_number(values, number):

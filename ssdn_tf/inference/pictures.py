@@ -209,5 +209,4 @@ def parameter_of(noise, experiment):
                 number.check(noise[number.name])
     except ValueError as error:
         raise UserError(f"noise: {error}") from error
-    values = [noise.get(number.name, number.absent) for number in level.numbers]
-    return level.to_parameter(values[0] if len(values) == 1 else values)
+    return level.to_parameter(level.join(noise.get(number.name, number.absent) for number in level.numbers))

@@ -57,6 +57,11 @@ class Level:
         """A level, or a parameter, as a tuple of its numbers."""
         return (level,)
 
+    def join(self, numbers):
+        """The inverse of `split`, of any iterable."""
+        (number,) = numbers
+        return number
+
     def to_parameter(self, level):
         """A level in the unit of the noise model: sigma 25 becomes 25/255."""
         if self.gain:
@@ -179,6 +184,9 @@ class Levels:
 
     def split(self, level):
         return tuple(level)
+
+    def join(self, numbers):
+        return tuple(numbers)
 
     def to_parameter(self, level):
         return tuple(number.to_parameter(value) for number, value in zip(self.numbers, level))

@@ -99,9 +99,8 @@ def with_level(options, found):
 
 def _level(options, parameter):
     """A parameter as a level, of four digits."""
-    parts = LEVELS[options.experiment.noise].split(options.experiment.level(parameter))
-    parts = [part and float(f"{part:.4g}") for part in parts]
-    return parts[0] if len(parts) == 1 else tuple(parts)
+    level = LEVELS[options.experiment.noise]
+    return level.join(part and float(f"{part:.4g}") for part in level.split(level.to_level(parameter)))
 
 
 def _planes(store):

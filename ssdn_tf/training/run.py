@@ -14,6 +14,7 @@ from ssdn_tf.data import batches
 from ssdn_tf.data.planes import NoisyPlanes
 from ssdn_tf.data.samples import ImageStore
 from ssdn_tf.inference import checkpoints, pretrained
+from ssdn_tf.noise.levels import LEVELS
 from ssdn_tf.training import build, callbacks, distribution, folder, found_noise
 from ssdn_tf.training.reports import History, Validation, progress_line
 
@@ -322,9 +323,8 @@ class Run:
         layer = self.denoiser.training.get_layer("parameter")
         raw = self.variables.get(f"average/{layer.raw.path}", layer.raw)
         parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(raw.numpy()))
-        values = np.ravel(np.asarray(parameter)).tolist()
-        experiment = self.options.experiment
-        return experiment.level(values[0] if len(values) == 1 else values)
+        level = LEVELS[self.options.experiment.noise]
+        return level.to_level(level.join(np.ravel(np.asarray(parameter)).tolist()))
 
 
 def _open(options, run_dir, data_dir, memory_mb):

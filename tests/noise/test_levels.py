@@ -118,6 +118,15 @@ def test_two_numbers_become_parameters_and_levels_again(level):
     assert [number.allowed_parameter.split(" in ")[0] for number in level.numbers] == ["gain", "sigma"]
 
 
+@pytest.mark.parametrize("kind", LEVELS)
+def test_a_level_is_split_into_its_numbers_and_joined_again(kind):
+    level = LEVELS[kind]
+    assert level.join(level.split(level.default)) == level.default
+    assert len(level.split(level.default)) == len(level.numbers)
+    with pytest.raises(ValueError):
+        LEVELS["gaussian"].join([25.0, 10.0])
+
+
 def test_two_numbers_are_described_and_named_without_the_noise_that_is_not_there():
     level = LEVELS["poisson_gaussian"]
     assert level.describe((50.0, 10.0)) == "lam 50, sigma 10" and level.describe((None, 25.0)) == "sigma 25"
