@@ -14,9 +14,9 @@ from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.training import distribution, schedules
 from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 
-# 0.07 dB better in 2,000 crops than the published ramps: 0.03 to 0.04 by the short way up, 0.04 by straight lines (with
-# the way down over 0.4 or 0.7 of the training).
-_MUON_RAMPS = {"ramp_up": 0.02, "ramp_down": 0.5, "linear": True}
+# 0.07 dB better in 2,000 crops than the published ramps: 0.03 to 0.04 by the short way up, 0.04 by straight lines. Down
+# all the way instead of over the last half: 0.04 and 0.05 dB more in 7,000 crops of Gaussian noise (two seeds).
+_MUON_RAMPS = {"ramp_up": 0.02, "ramp_down": 0.98, "linear": True}
 
 
 def training_files(options, data_dir=None):
