@@ -44,6 +44,7 @@ class UNet(keras.layers.Layer):
         self.width = width or design.width
         self.zero_start = zero_start
         self.residual = design.residual and not zero_start
+        self.sees_neighbours = design.residual and blindspot
         settings = {"dtype": self.dtype_policy}
         shifted = settings | {"shifted": blindspot}
         features = [self.width * n for n in (design.first, *design.encoder, design.bottom)]
@@ -75,7 +76,7 @@ class UNet(keras.layers.Layer):
             first.build(shape, skip)
             shape = first.compute_output_shape(shape, skip)
             second.build(shape)
-        features = 4 * shape[-1] + 8 * channels * self.design.residual if self.blindspot else shape[-1]
+        features = shape[-1] * (4 if self.blindspot else 1) + (8 * channels if self.sees_neighbours else 0)
         shape = (*shape[:-1], features)
         for layer in [*self.head, self.last]:
             layer.build(shape)
@@ -105,7 +106,7 @@ class UNet(keras.layers.Layer):
 
     def _forward(self, x, training):
         branches = layers.all_rotations(x, self.trunk, together=training) if self.blindspot else [self.trunk(x)]
-        if self.blindspot and self.design.residual:
+        if self.sees_neighbours:
             branches.append(layers.neighbours(x))
         return layers.in_bands(self._join, branches, 1 if training else min(self.design.grid, _BANDS))
 

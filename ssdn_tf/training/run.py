@@ -13,8 +13,7 @@ from keras import ops
 from ssdn_tf.data import batches
 from ssdn_tf.data.planes import NoisyPlanes
 from ssdn_tf.data.samples import ImageStore
-from ssdn_tf.inference import checkpoints, pretrained
-from ssdn_tf.noise.levels import LEVELS
+from ssdn_tf.inference import checkpoints, predictor, pretrained
 from ssdn_tf.training import build, callbacks, distribution, folder, found_noise
 from ssdn_tf.training.reports import History, Validation, progress_line
 
@@ -323,8 +322,7 @@ class Run:
         layer = self.denoiser.training.get_layer("parameter")
         raw = self.variables.get(f"average/{layer.raw.path}", layer.raw)
         parameter = layer.noise.constrain(layer.rate * ops.convert_to_tensor(raw.numpy()))
-        level = LEVELS[self.options.experiment.noise]
-        return level.to_level(level.join(np.ravel(np.asarray(parameter)).tolist()))
+        return self.options.experiment.level(predictor.plain(parameter))
 
 
 def _open(options, run_dir, data_dir, memory_mb):

@@ -123,6 +123,9 @@ def test_a_level_is_split_into_its_numbers_and_joined_again(kind):
     level = LEVELS[kind]
     assert level.join(level.split(level.default)) == level.default
     assert len(level.split(level.default)) == len(level.numbers)
+
+
+def test_one_number_is_not_joined_from_two():
     with pytest.raises(ValueError):
         LEVELS["gaussian"].join([25.0, 10.0])
 

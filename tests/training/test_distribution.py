@@ -102,9 +102,9 @@ for name, seed, clip, spoil in seeds:
     arrays |= {f"{name} losses": np.array(losses), f"{name} skipped": skipped}
 np.savez(out, **arrays)
 """
-PLAIN, SPOILED = ("plain", 0, None, False), ("spoiled", 0, 0.05, True)
+PLAIN, SPOILED = ("plain", 0, None, False), ("spoiled", 1, 0.05, True)
 MUON, MUON_CONTROL = ("muon", 0, None, False), ("muon other", 1, None, False)
-CONTROLS = [("clipped", 0, 0.05, False), ("spoiled only", 0, None, True), ("other", 1, None, False)]
+CONTROLS = [("clipped", 1, 0.05, False), ("spoiled only", 1, None, True), ("other", 1, None, False)]
 
 
 class Result:
@@ -174,7 +174,7 @@ def test_the_controls_can_see_a_difference(results):
         assert largest(one.weights(case), one.weights(case, "first")) > 1e-3  # they have moved
     # A limit that is not applied, a step that is not left out: each would be seen.
     for case in ("clipped", "spoiled only"):
-        assert largest(one.weights(case), one.weights("spoiled")) > 10 * WEIGHTS
+        assert largest(one.weights(case), one.weights("spoiled")) > 20 * WEIGHTS
     assert largest(one.weights("other"), one.weights("plain")) > 100 * WEIGHTS
     assert np.abs(one.losses("other") / one.losses("plain") - 1).max() > 100 * LOSSES
     assert one.skipped("spoiled") == 1 and one.skipped("plain") == 0
