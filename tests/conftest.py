@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("SSDN_PRECISION", "float32")  # on every CPU; what tests bfloat16 says so
 os.environ.setdefault("JAX_ENABLE_X64", "1")  # read by JAX alone: with KERAS_BACKEND=jax
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -33,13 +33,13 @@ def execute(main, define, text, argv=None, needs_flags=False):
     argv = sys.argv if argv is None else argv
     values = flags.FlagValues()
     flags.DEFINE_bool("help", False, "show this text", short_name="h", flag_values=values)
-    define(values)
     images.said.clear()
     Image.MAX_IMAGE_PIXELS = None  # the user names the files, so a large one is no attack
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a name that the terminal cannot show must not end the command
             stream.reconfigure(errors="backslashreplace")
     try:
+        define(values)
         rest = values(argv)[1:]
         if values.help or (len(argv) == 1 and needs_flags):
             print(f"{text}\n{_help(values)}")

@@ -15,6 +15,7 @@ from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
 from ssdn_tf.data.planes import readable, spread
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import precision
 from ssdn_tf.networks.designs import DESIGNS
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
@@ -56,6 +57,7 @@ def define(values):
     with cli.group(values, "Model"):
         model_flag.define(values)
         model_flag.define_ensemble(values)
+        model_flag.define_precision(values)
         flags.DEFINE_string(
             "adapt", None, "first train the network on these pictures for this long, such as 5min; the network stays "
             "in OUTPUT-network", flag_values=values,
@@ -85,6 +87,7 @@ def main(values):
     """Flags to files; the exit code."""
     if model_flag.is_list(values):
         return 0
+    precision.use(values.precision)
     limits = cli.parse_range(values.range)
     pairs = _pairs(values)
     levels = _levels_of_files(values, pairs)
@@ -348,6 +351,7 @@ def _adapt(values, survey, limits):
         "range": limits and "{},{}".format(*limits),
         "run_dir": _adapted(values),
         "warm_start": _model(values),
+        "precision": values.precision,
     } | {name: values[name].value for name in level_flags.names()}
     arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]
     training = cli.parse(train_flags.define, ["train.py", *arguments])

@@ -9,6 +9,7 @@ from absl import flags
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import precision
 
 TEXT = """Measures a denoiser by the paper's protocol, and leaves pictures to look at.
 
@@ -31,6 +32,7 @@ def define(values):
     with cli.group(values, "Model"):
         model_flag.define(values, "; none: only the --baseline")
         model_flag.define_ensemble(values)
+        model_flag.define_precision(values)
         flags.DEFINE_enum("channels", "3", ("3", "1"), "colour or gray, where no model says it", flag_values=values)
         flags.DEFINE_list(
             "baseline", [], "other denoisers on the same noise, with the same level: cbm3d, nlm (non-local means), "
@@ -75,6 +77,7 @@ def main(values):
         return 0
     from ssdn_tf.evaluation import page, protocol, report
 
+    precision.use(values.precision)
     predictor = _predictor(values)
     tested = _tested(values, predictor.experiment if predictor else _of_baselines(values))
     if not values.dataset:

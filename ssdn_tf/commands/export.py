@@ -8,6 +8,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import precision
 
 TEXT = """Turns a trained model into a SavedModel for TensorFlow Serving or any TensorFlow.
 
@@ -25,6 +26,7 @@ def export():
 
 def define(values):
     model_flag.define(values)
+    model_flag.define_precision(values, "float32")
     flags.DEFINE_string("output", None, "folder for the versions of the model: 1, 2, ...", flag_values=values)
     flags.DEFINE_enum(
         "parameter_source", None, ("known", "fitted"), "requests carry the noise level, or the SavedModel fits it to "
@@ -42,6 +44,7 @@ def main(values):
         raise UserError("expected --output=DIR, received none.")
     from ssdn_tf.serving import saved_model
 
+    precision.use(values.precision)
     model = model_flag.load(values)
     if model.source.kind == "saved_model":
         raise UserError("--model: expected a run, a network of the package or a published file, received a SavedModel.")

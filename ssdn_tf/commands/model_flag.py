@@ -4,6 +4,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import precision
 
 
 def define(values, more=""):
@@ -20,6 +21,14 @@ def define_ensemble(values):
     flags.DEFINE_integer(
         "ensemble", 1, "average over this many flips and transposes of each picture, 1 to 8: better, and that many "
         "times slower", lower_bound=1, upper_bound=8, flag_values=values,
+    )  # fmt: skip
+
+
+def define_precision(values, default=precision.DEFAULT):
+    """Defines --precision in a FlagValues."""
+    flags.DEFINE_enum(
+        "precision", default, precision.CHOICES, "of the network's arithmetic; auto: bfloat16 for the compact network "
+        "on a CPU with AMX, which is twice as fast, else float32", flag_values=values,
     )  # fmt: skip
 
 

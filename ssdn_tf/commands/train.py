@@ -48,6 +48,7 @@ def main(values, command=None):
 
 
 def _make_devices(values, options):
+    from ssdn_tf.inference import precision
     from ssdn_tf.training import distribution
 
     if values.cpu_devices > 1:
@@ -57,8 +58,7 @@ def _make_devices(values, options):
     devices = distribution.make(values.strategy, batch_sizes, 60 * values.wait_minutes)
     if devices.strategy and values.steps_per_execution > 1:
         raise UserError("--steps_per_execution: Keras takes only one step at a time with several replicas.")
-    if options.precision == "bfloat16":
-        distribution.require_bfloat16()
+    precision.use(options.precision)
     return devices
 
 

@@ -6,7 +6,7 @@ import re
 
 from absl import flags
 
-from ssdn_tf.commands import cli, level_flags
+from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
@@ -160,13 +160,7 @@ def _optimization(values):
         "average", None, "momentum of the averaged weights; 0 for none (default: 0.999, paper 0)", lower_bound=0.0,
         upper_bound=0.999999, **define,
     )  # fmt: skip
-    flags.DEFINE_enum(
-        "precision",
-        "float32",
-        ("float32", "bfloat16"),
-        "of the network in training; weights and likelihood keep theirs",
-        **define,
-    )
+    model_flag.define_precision(values)
     flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, upper_bound=2**32 - 1, **define)
     flags.DEFINE_string("warm_start", "", "run, or network of the package, whose weights to start from", **define)
 

@@ -11,7 +11,7 @@ import re
 import threading
 
 from ssdn_tf.errors import Interrupted, UserError, optional
-from ssdn_tf.inference import pictures, tiling
+from ssdn_tf.inference import pictures, precision, tiling
 
 _AHEAD = 2  # tiles on their way, for each worker
 _TIMEOUT = "10s"  # for a first answer of the scheduler
@@ -49,7 +49,7 @@ class ClusterDenoiser(pictures.PictureDenoiser):
         for number, tile in enumerate(parts):
             if number in done:
                 continue
-            settings = (name, self.ensemble, limits, parameter)
+            settings = (name, self.ensemble, limits, parameter, precision.used())
             waiting.append((number, tile, self._client.submit(_denoise_part, tile.cut(plane), *settings, pure=False)))
             if len(waiting) > _AHEAD * self.workers:
                 yield _result(*waiting.popleft())
@@ -79,17 +79,18 @@ def _connect(address):
         raise UserError(f"expected a Dask scheduler at '{address}', received '{error}'.") from error
 
 
-def _denoise_part(part, model, ensemble, limits, parameter):
+def _denoise_part(part, model, ensemble, limits, parameter, asked):
     """(denoised, std, noise) of a tile [h,w,C], on a worker."""
     with _one_at_a_time:
         stamp = pictures.stamp(model) if model else None
-        worker = _worker(model, ensemble, parameter is not None, stamp)
+        precision.use(asked)
+        worker = _worker(model, ensemble, parameter is not None, stamp, asked)
         worker.parameters = {} if parameter is None else {part.shape[-1]: parameter}
         return worker.plane(part, limits)
 
 
 @functools.lru_cache(maxsize=2)
-def _worker(model, ensemble, told, stamp):
+def _worker(model, ensemble, told, stamp, asked):
     """What denoises on a worker, which outlives the command; a model that has changed since is loaded again."""
     return pictures.PictureDenoiser(model, tile=None, ensemble=ensemble, load=_load_told if told else None)
 

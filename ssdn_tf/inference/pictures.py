@@ -9,7 +9,7 @@ import numpy as np
 from ssdn_tf.data import files, images
 from ssdn_tf.data.planes import UnitView, readable, spread
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import predictor, pretrained, ranges
+from ssdn_tf.inference import precision, predictor, pretrained, ranges
 from ssdn_tf.noise.levels import LEVELS
 
 
@@ -172,7 +172,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
 
 def load_once(name):
     """`predictor.load`, which keeps the last few: loading and tracing take seconds, a small picture does not."""
-    return _load_at(str(name), stamp(name))
+    return _load_at(str(name), stamp(name), precision.used())
 
 
 def stamp(name):
@@ -183,7 +183,7 @@ def stamp(name):
 
 
 @functools.lru_cache(maxsize=4)
-def _load_at(name, stamp):
+def _load_at(name, stamp, precision):
     return predictor.load(name)
 
 

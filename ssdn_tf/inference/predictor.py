@@ -14,7 +14,7 @@ from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints, pretrained, published, saved_models, tiling
+from ssdn_tf.inference import checkpoints, precision, pretrained, published, saved_models, tiling
 from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.noise import fitting
 from ssdn_tf.noise.levels import LEVELS
@@ -343,7 +343,8 @@ class Predictor:
             return self.model
         if source not in self._siblings:
             experiment = dataclasses.replace(self.experiment, parameter_source=source)
-            self._siblings[source] = _compiled(models.build(experiment).inference)
+            dtype = self.model.get_layer("unet").compute_dtype
+            self._siblings[source] = _compiled(models.build(experiment, precision=dtype).inference)
         model = self._siblings[source]
         model.get_layer("unet").set_weights(self.model.get_layer("unet").get_weights())
         return model
@@ -442,7 +443,7 @@ def from_run(folder):
     if (folder / "noise.json").exists():
         # Each training image had a noise of its own, so the one of all is not that of a picture.
         experiment = dataclasses.replace(experiment, low=None, high=None)
-    model = models.build(experiment, rate=rate).inference
+    model = models.build(experiment, rate=rate, precision=precision.choose(experiment.network)).inference
     position = checkpoints.load_weights(folder / "checkpoint.npz", model)
     return Predictor(_compiled(model), experiment, Source("run", folder, {"options": options, "position": position}))
 
@@ -455,7 +456,7 @@ def from_pretrained(name):
     """
     card, weights = pretrained.card(name), pretrained.weights(name)
     experiment = Experiment(**card["experiment"])
-    model = models.build(experiment).inference
+    model = models.build(experiment, precision=precision.choose(experiment.network)).inference
     checkpoints.load_weights(weights, model)
     return Predictor(_compiled(model), experiment, Source("pretrained", weights, card))
 

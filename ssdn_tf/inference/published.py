@@ -26,7 +26,7 @@ import numpy as np
 from ssdn_tf.denoisers import experiments, models
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints, pickles
+from ssdn_tf.inference import checkpoints, pickles, precision
 from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.noise import prior
 from ssdn_tf.noise.levels import LEVELS
@@ -84,7 +84,7 @@ def denoiser(network):
     Raises:
         UserError: the names or shapes of the weights are not exactly those of our model; nothing is assigned then.
     """
-    built = models.build(network.experiment)
+    built = models.build(network.experiment, precision=precision.choose(network.experiment.network))
     ours = {published_name(path): v for path, v in checkpoints.named_variables(built.inference).items()}
     try:
         _check_weights(network, ours)

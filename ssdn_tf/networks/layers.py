@@ -28,7 +28,10 @@ from keras import ops
 
 def shift_down(x):
     """Moves [N,H,W,C] down by one row: a zero row enters on top, the last one is dropped."""
-    return ops.pad(x, [[0, 0], [1, 0], [0, 0], [0, 0]])[:, :-1]
+    n, height, width, channels = ops.shape(x)
+    # Not x[:, :-1], whose gradient is slow where XLA does not compile it.
+    kept = ops.slice(x, (0, 0, 0, 0), (n, height - 1, width, channels))
+    return ops.pad(kept, [[0, 0], [1, 0], [0, 0], [0, 0]])
 
 
 def rot90(x, k):
@@ -313,8 +316,10 @@ class Pooling(keras.layers.Layer):
         if self.shifted:
             x = shift_down(x)
         if training:  # the same, faster where XLA compiles it; the gradient goes to the first of equal values here too
-            x = _larger(x[:, :, ::2], x[:, :, 1::2])
-            return _larger(x[:, ::2], x[:, 1::2])
+            n, height, width, channels = ops.shape(x)
+            x = _larger(*ops.split(ops.reshape(x, (n, height, width // 2, 2 * channels)), 2, axis=3))
+            x = _larger(*ops.split(ops.reshape(x, (n, height // 2, width * channels)), 2, axis=2))
+            return ops.reshape(x, (n, height // 2, width // 2, channels))
         return ops.max_pool(x, 2, 2, padding="valid", data_format="channels_last")
 
     def compute_output_shape(self, input_shape):

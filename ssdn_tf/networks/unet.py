@@ -36,7 +36,7 @@ class UNet(keras.layers.Layer):
     """
 
     def __init__(self, outputs, network="paper", blindspot=True, width=None, zero_start=False, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.outputs = outputs
         self.network = network
         self.blindspot = blindspot
@@ -97,7 +97,8 @@ class UNet(keras.layers.Layer):
 
     def call(self, x, training=False):
         forward = functools.partial(self._forward, training=training)
-        outputs = layers.on_grid(forward, x - 0.5 if self.design.residual else x, self.design.grid)
+        image = ops.cast(x - 0.5 if self.design.residual else x, self.compute_dtype)
+        outputs = layers.on_grid(forward, image, self.design.grid)
         if not self.residual:
             return outputs
         average = ops.cast(layers.mean_of_neighbours(x), outputs.dtype)

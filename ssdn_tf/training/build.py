@@ -10,6 +10,7 @@ from ssdn_tf.data.samples import Samples, hold_out, sample_photographs
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
 from ssdn_tf.evaluation import protocol
+from ssdn_tf.inference import precision
 from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.training import distribution, schedules
 from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
@@ -103,15 +104,16 @@ def start_of_parameter(options, samples):
     return model.unconstrain(model.estimate(crops))
 
 
-def jit_compile(jit, training):
+def jit_compile(jit, trained_in=None):
     """Whether XLA compiles the functions of a model.
 
-    That makes a training step faster (benchmarks/step.py), but not denoising on a CPU, and XLA compiles again for each
-    size of an image. JAX always compiles.
+    That makes a training step in float32 faster (benchmarks/step.py), but not one in bfloat16 on a CPU, where only
+    oneDNN has the convolutions, and not denoising on a CPU; and XLA compiles again for each size of an image. JAX
+    always compiles.
 
     Args:
-        jit: "on", "off", or "auto": for training only.
-        training: whether the model is one for training.
+        jit: "on", "off", or "auto".
+        trained_in: precision of the network in a training step; None for a model that denoises.
 
     Raises:
         UserError: "off" under JAX.
@@ -120,7 +122,9 @@ def jit_compile(jit, training):
         if jit == "off":
             raise UserError("JAX always compiles; expected 'auto' or 'on' for XLA, received 'off'.")
         return True
-    return training if jit == "auto" else jit == "on"
+    if jit != "auto":
+        return jit == "on"
+    return trained_in is not None and not precision.is_for_onednn(trained_in)
 
 
 def build(options, samples, devices=None):
@@ -138,7 +142,8 @@ def build(options, samples, devices=None):
     keras.utils.set_random_seed(options.seed)
     start = start_of_parameter(options, samples)
     with devices.scope():
-        denoiser = models.build(options.experiment, start=start, rate=options.rate, precision=options.precision)
+        chosen = precision.choose(options.experiment.network, options.precision)
+        denoiser = models.build(options.experiment, start=start, rate=options.rate, precision=chosen)
         # Before the budget is planned, the number of images does not matter.
         stages = [(stage.images or 1, stage.batch_size, stage.share) for stage in options.stages]
         ramps = _MUON_RAMPS if options.optimizer == "muon" else {}
@@ -160,6 +165,6 @@ def _optimizer(options, schedule, denoiser):
         "ema_momentum": options.average,
     }
     if options.optimizer == "muon":
-        last = [network.last.kernel.path for network in models.networks(denoiser)]
+        last = [network.last.kernel.path for network in models.networks(denoiser.training).values()]
         return SkippingMuon(name="muon", exclude_layers=last, **settings)
     return SkippingAdam(name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)

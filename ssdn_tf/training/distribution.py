@@ -242,22 +242,6 @@ def _mirrored(found, use_all, batch_size):
     return TensorFlowDevices(tf.distribute.MirroredStrategy([device.name for device in found[:count]]))
 
 
-def require_bfloat16():
-    """Raises a UserError unless the device computes with bfloat16. CPUs emulate it, many times slower."""
-    if _is_jax():
-        import jax
-
-        name, has = jax.devices()[0].device_kind, jax.default_backend() != "cpu"
-    else:
-        import tensorflow as tf
-
-        gpus = tf.config.list_physical_devices("GPU")
-        details = tf.config.experimental.get_device_details(gpus[0]) if gpus else {}
-        name, has = details.get("device_name", "a CPU"), details.get("compute_capability", (0, 0)) >= (8, 0)
-    if not has:
-        raise UserError(f"precision bfloat16: expected a GPU of compute capability 8 or more, found {name}.")
-
-
 def split_cpu(count):
     """Splits the CPU into `count` devices, to try a strategy on. Call it before anything is computed."""
     if _is_jax():

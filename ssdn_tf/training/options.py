@@ -60,8 +60,7 @@ class Options:
         from noisy crops, "published" raw 0, a number is a level.
     validation: "held_out", "none", or the name of a set (`evaluation.protocol.image_set`).
     warm_start: run, or network of the package, whose weights to start from, or "".
-    precision: of the network's arithmetic in training, "float32" or "bfloat16"; weights and likelihood are float32
-        or better.
+    precision: of the network's arithmetic, see `inference.precision.choose`; "auto" may differ between machines.
     """
 
     experiment: Experiment

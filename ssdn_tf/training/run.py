@@ -103,7 +103,8 @@ class Run:
     def _build(self):
         samples = build.stage_samples(self.options, self.store, 0)
         self.denoiser, self.optimizer, self.schedule = build.build(self.options, samples, self.devices)
-        self.denoiser.inference.compile(jit_compile=build.jit_compile(self.jit, training=False))
+        self.precision = self.denoiser.training.get_layer("unet").compute_dtype
+        self.denoiser.inference.compile(jit_compile=build.jit_compile(self.jit))
         self.trainings = {}
         model, averages = self.denoiser.training, self.optimizer.averages
         names = {id(a): f"average/{v.path}" for v, a in zip(model.trainable_variables, averages)}
@@ -118,7 +119,7 @@ class Run:
         shape = (stage.batch_size, stage.crop)
         if shape not in self.trainings:
             settings = {"steps_per_execution": self.steps_per_execution} if self.steps_per_execution > 1 else {}
-            settings |= {"optimizer": self.optimizer, "jit_compile": build.jit_compile(self.jit, training=True)}
+            settings |= {"optimizer": self.optimizer, "jit_compile": build.jit_compile(self.jit, self.precision)}
             self.trainings[shape] = distribution.training_model(self.denoiser.training, self.devices, **settings)
         return self.trainings[shape]
 

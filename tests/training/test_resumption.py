@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import support
 
+from ssdn_tf.inference import precision
+
 SERVER = """
 import json, os, sys, time
 import tensorflow as tf
@@ -211,6 +213,21 @@ def check(train, folder, kills, draw, most):
 
 def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_is_not(server, pictures, tmp_path):
     check(trainers(server, pictures, 16, eager=True), tmp_path, 3, random.Random(0), most=2)
+
+
+BFLOAT16 = pytest.mark.skipif(
+    precision._cpu_flags().isdisjoint({"amx_bf16", "avx512_bf16"}), reason="the CPU has no bfloat16"
+)
+
+
+@BFLOAT16
+def test_a_run_in_bfloat16_that_is_killed_ends_with_the_bits_of_one_that_is_not(server, pictures, tmp_path):
+    train = trainers(server, pictures, 16, eager=False)
+    train.flags.append("--precision=bfloat16")
+    check(train, tmp_path, 2, random.Random(2), most=2)
+    assert train(tmp_path / "exact", "--precision=float32").status == 0
+    expected, exact = state(tmp_path / "whole"), state(tmp_path / "exact")
+    assert any(not np.array_equal(expected[name], exact[name]) for name in expected)
 
 
 @pytest.mark.slow

@@ -211,22 +211,28 @@ def test_impossible_times_and_compilers_are_refused(flag, capsys):
 
 
 @pytest.mark.parametrize(
-    "jit, training, expected",
+    "jit, trained_in, expected",
     [
-        ("auto", True, True), ("auto", False, False),
-        ("on", True, True), ("on", False, True), ("off", True, False), ("off", False, False),
+        ("auto", "float32", True), ("auto", "bfloat16", False), ("auto", None, False),
+        ("on", "float32", True), ("on", "bfloat16", True), ("on", None, True),
+        ("off", "float32", False), ("off", "bfloat16", False), ("off", None, False),
     ],
 )  # fmt: skip
-def test_xla_compiles_where_it_is_faster_or_wanted(jit, training, expected):
+def test_xla_compiles_where_it_is_faster_or_wanted(jit, trained_in, expected):
     """Times: benchmarks/step.py."""
-    assert build.jit_compile(jit, training) == expected
+    assert build.jit_compile(jit, trained_in) == expected
+
+
+def test_xla_compiles_a_training_in_bfloat16_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(build.precision, "_device", lambda: "gpu")
+    assert build.jit_compile("auto", "bfloat16")
 
 
 def test_jax_always_compiles(monkeypatch):
     monkeypatch.setattr(build.keras.backend, "backend", lambda: "jax")
-    assert build.jit_compile("auto", training=False) and build.jit_compile("on", training=True)
+    assert build.jit_compile("auto") and build.jit_compile("on", "float32") and build.jit_compile("auto", "bfloat16")
     with pytest.raises(UserError, match="JAX always compiles.*received 'off'"):
-        build.jit_compile("off", training=True)
+        build.jit_compile("off", "float32")
 
 
 STAGES = {"stages": (Stage(32, 2, 0.6, 8), Stage(64, 1, 0.4, 3))}
