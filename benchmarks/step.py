@@ -13,8 +13,8 @@ Each row is a process of its own. The rows of a case take turns, and the best tu
     first call    seconds, with tracing and compilation
     peak MB       most memory of the process
     GFLOP/s       2 for each multiply-add that the network carries out; backward counts twice
-    convolution   the same rate of one 3x3 convolution of 96 to 96 features (16 x 64x64, forward and backward,
-                  compiled, in the precision of the row): the best rate of all rows of the case
+    convolution   the same rate of one 3x3 convolution of 96 to 96 features (16 x 64x64, forward and backward, in
+                  the precision of the row): the best rate of all rows of the case, by XLA or oneDNN
     reached       GFLOP/s over that rate
     nominal       the same, but with the multiply-adds of plain upsampling
 """
@@ -63,20 +63,22 @@ def work(network, fused=True):
 
 
 def convolution(precision, side):
-    """The reference convolution, forward and backward, as a function; and its GFLOP."""
+    """The reference convolution, forward and backward, as two functions (XLA and oneDNN); and its GFLOP."""
     import tensorflow as tf
 
     x = tf.cast(tf.random.normal((16, side, side, 96)), precision)
     kernel = tf.cast(tf.random.normal((3, 3, 96, 96)), precision)
 
-    @tf.function(jit_compile=True)
     def run(x, kernel):
         with tf.GradientTape() as tape:
             tape.watch([x, kernel])
             loss = tf.reduce_sum(tf.nn.conv2d(x, kernel, 1, "SAME") ** 2)
         return tape.gradient(loss, [x, kernel])
 
-    return lambda: run(x, kernel)[0].numpy(), 3 * 2 * 16 * side * side * 9 * 96 * 96 / 1e9
+    forms = [tf.function(run, jit_compile=jit) for jit in (True, False)]
+    return [
+        lambda form=form: form(x, kernel)[0].numpy() for form in forms
+    ], 3 * 2 * 16 * side * side * 9 * 96 * 96 / 1e9
 
 
 def plain_upsampling(layer, low, skip):
@@ -111,13 +113,14 @@ def case(mode, batch, height, width, reference_side, precision="float32", **opti
     model, samples = prepare(mode, batch, height, width, precision=precision, **options)
     step = functools.partial(model.train_on_batch if mode == "train" else model.predict_on_batch, samples)
     first, second, peak = harness.seconds(step), harness.seconds(step), harness.peak_mb()
-    reference, reference_gflop = convolution(precision, reference_side)
-    reference()
+    references, reference_gflop = convolution(precision, reference_side)
+    for reference in references:
+        reference()
     pixels, unet = (3 if mode == "train" else 1) * batch * height * width, model.get_layer("unet")
     plain, carried_out = (2e-9 * pixels * work(unet, fused) for fused in (False, options.get("fused", True)))
     yield {"first": first, "peak": peak, "precision": precision, "plain": plain, "carried_out": carried_out}
     while True:
-        rate = reference_gflop / harness.seconds(reference, 3)
+        rate = reference_gflop / min(harness.seconds(reference, 3) for reference in references)
         yield {"rate": rate, "seconds": harness.seconds(step, 3 if second < 1 else 1)}
 
 

@@ -50,7 +50,8 @@ def main(values):
         raise UserError("--model: expected a run, a network of the package or a published file, received a SavedModel.")
     details = {"run": _run, "published": _published, "pretrained": _pretrained}[model.source.kind](values, model)
     model = _with_source(values, model)
-    card = saved_model.model_card(model.experiment, **details)
+    dtype = model.model.get_layer("unet").compute_dtype
+    card = saved_model.model_card(model.experiment, precision=dtype, **details)
     try:
         place = saved_model.export(model.model, model.experiment, card, values.output)
     except ValueError as error:

@@ -58,7 +58,7 @@ def _make_devices(values, options):
     devices = distribution.make(values.strategy, batch_sizes, 60 * values.wait_minutes)
     if devices.strategy and values.steps_per_execution > 1:
         raise UserError("--steps_per_execution: Keras takes only one step at a time with several replicas.")
-    precision.use(options.precision)
+    precision.use(values.precision)
     return devices
 
 
@@ -71,7 +71,9 @@ def _train(values, options, devices, log, began, command):
     names = ("data_dir", "memory_mb", "report_images", "jit", "steps_per_execution")
     log(f"{name}, in {run_dir}")
     run = Run(options, run_dir, devices=devices, began=began, **{name: values[name].value for name in names})
-    log(f"{len(run.store)} images; {_plan(run.options)}" + (f"; continues after {_images(run)}" if run.step else ""))
+    rounded = ", in bfloat16" if run.precision == "bfloat16" else ""
+    begun = f"; continues after {_images(run)}" if run.step else ""
+    log(f"{len(run.store)} images; {_plan(run.options)}{rounded}{begun}")
     deadline = math.inf if values.max_minutes is None else began + 60 * values.max_minutes
     if run.fit(60 * values.checkpoint_minutes, deadline):
         if not command:

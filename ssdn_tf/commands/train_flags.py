@@ -317,7 +317,6 @@ def options_from_flags(values):
         rate=settings["parameter_rate"],
         seed=values.seed,
         warm_start=values.warm_start,
-        precision=values.precision,
         **{name: settings[name] for name in _SAME_NAME},
     )
     if values.train_images and values.budget:

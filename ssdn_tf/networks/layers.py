@@ -258,11 +258,11 @@ class UpsampleConvolution(Convolution):
         self._add_weights(low_shape[-1] + skip_shape[-1])
 
     def call(self, low, skip):
-        channels = low.shape[-1]
-        up = self._convolve_upsampled(low, self.kernel[:, :, :channels])
+        low_kernel, skip_kernel = ops.split(ops.convert_to_tensor(self.kernel), [low.shape[-1]], axis=2)
+        up = self._convolve_upsampled(low, low_kernel)
         # The skip is ready early; convolved then, its result would only take up memory until it is needed.
         with _after([up]):
-            across = self._convolve(skip, self.kernel[:, :, channels:])
+            across = self._convolve(skip, skip_kernel)
         return self._activate(up + across)
 
     def _convolve_upsampled(self, x, kernel):
@@ -274,9 +274,11 @@ class UpsampleConvolution(Convolution):
             shifted    p = 0: 0+1 | 2 on rows i-1, i     p = 1: 0 | 1+2 on rows i-1, i
 
         Both parities of the shifted form read the same rows, so they are one convolution with twice the filters.
+        (Unstacked, as the gradient of a slice is slow where XLA does not compile it.)
         """
-        first, second = (lambda k: (k[0], k[1] + k[2])), (lambda k: (k[0] + k[1], k[2]))
-        row_kernels = [ops.stack(part(kernel)) for part in ((second, first) if self.shifted else (first, second))]
+        first, second = (lambda a, b, c: (a, b + c)), (lambda a, b, c: (a + b, c))
+        parts, rows = (second, first) if self.shifted else (first, second), ops.unstack(kernel, 3)
+        row_kernels = [ops.stack(part(*rows)) for part in parts]
         row_pads = [(1, 0), (0, 1)]
         if self.shifted:
             row_kernels, row_pads = [ops.concatenate(row_kernels, axis=-1)], row_pads[:1]
@@ -284,7 +286,7 @@ class UpsampleConvolution(Convolution):
         for part, column_pad in ((first, (1, 0)), (second, (0, 1))):
             rows = []
             for row_kernel, row_pad in zip(row_kernels, row_pads):
-                phase_kernel = ops.stack(part(ops.transpose(row_kernel, (1, 0, 2, 3))), axis=1)
+                phase_kernel = ops.stack(part(*ops.unstack(row_kernel, 3, axis=1)), axis=1)
                 padded = ops.pad(x, [[0, 0], row_pad, column_pad, [0, 0]])
                 rows.append(ops.conv(padded, phase_kernel, padding="valid", data_format="channels_last"))
             columns.append(ops.concatenate(rows, axis=-1))

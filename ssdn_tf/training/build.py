@@ -142,7 +142,7 @@ def build(options, samples, devices=None):
     keras.utils.set_random_seed(options.seed)
     start = start_of_parameter(options, samples)
     with devices.scope():
-        chosen = precision.choose(options.experiment.network, options.precision)
+        chosen = precision.choose(options.experiment.network)
         denoiser = models.build(options.experiment, start=start, rate=options.rate, precision=chosen)
         # Before the budget is planned, the number of images does not matter.
         stages = [(stage.images or 1, stage.batch_size, stage.share) for stage in options.stages]

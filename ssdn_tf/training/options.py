@@ -60,7 +60,6 @@ class Options:
         from noisy crops, "published" raw 0, a number is a level.
     validation: "held_out", "none", or the name of a set (`evaluation.protocol.image_set`).
     warm_start: run, or network of the package, whose weights to start from, or "".
-    precision: of the network's arithmetic, see `inference.precision.choose`; "auto" may differ between machines.
     """
 
     experiment: Experiment
@@ -79,13 +78,13 @@ class Options:
     rate: float = 1.0
     validation: str = "none"
     warm_start: str = ""
-    precision: str = "float32"
 
     def to_dict(self):
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values):
+        values = {name: value for name, value in values.items() if name != "precision"}  # older runs have it
         made = {"experiment": Experiment(**values["experiment"]), "stages": tuple(Stage(**s) for s in values["stages"])}
         if values.get("value_range"):
             made["value_range"] = tuple(values["value_range"])

@@ -17,7 +17,7 @@ import test_published
 from ssdn_tf.commands import cli, denoise, evaluate, export, train, train_flags
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import experiments
-from ssdn_tf.inference import predictor
+from ssdn_tf.inference import precision, predictor
 from ssdn_tf.serving import saved_model as serving
 
 ROOT = pathlib.Path(export.__file__).resolve().parents[2]
@@ -63,7 +63,20 @@ def test_the_model_card_says_where_the_model_comes_from(saved_model):
     assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
     assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
     assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
-    assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15}
+    assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15} and card["precision"] == "float32"
+
+
+def test_bfloat16_is_exported_where_it_is_asked_for(run_dir, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(precision, "_used", "auto")
+    for asked, expected in (("auto", "bfloat16"), ("bfloat16", "bfloat16"), (None, "float32")):
+        flags = [f"--precision={asked}"] if asked else []
+        assert call(export.main, f"--model={run_dir}", f"--output={tmp_path / str(asked)}", *flags) == 0
+        card = json.loads((tmp_path / str(asked) / "1" / serving.CARD).read_text())
+        assert card["precision"] == expected
+    noisy = np.random.default_rng(0).random((40, 48, 3), dtype=np.float32)
+    one, other = (predictor.load(tmp_path / name).denoise(noisy, 0.1).denoised for name in ("bfloat16", "None"))
+    assert 1e-5 < np.abs(one - other).max() < 0.03
 
 
 @pytest.mark.parametrize("versions", [True, False])

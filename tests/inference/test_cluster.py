@@ -14,7 +14,7 @@ import tifffile
 from ssdn_tf.commands import cli, denoise
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints
+from ssdn_tf.inference import checkpoints, precision
 from ssdn_tf.inference import cluster as cluster_module
 from ssdn_tf.inference.cluster import ClusterDenoiser
 from ssdn_tf.inference.file_denoiser import FileDenoiser
@@ -116,6 +116,18 @@ def test_what_a_worker_raises_is_a_sentence(eager, run_dir, folder, tmp_path, ca
         assert call(*flags, f"--output={tmp_path / 'x.tif'}") == 1
     error = capsys.readouterr().err
     assert "error: a worker of the cluster cannot denoise (No module named 'ssdn_tf'); all need this package" in error
+
+
+def test_workers_compute_in_the_precision_that_was_asked_for(run_dir, monkeypatch):
+    """A worker outlives the command, so the next one may ask for another."""
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(precision, "_used", "auto")
+    part = np.random.default_rng(0).integers(0, 65536, (32, 40, 3), np.uint16)
+    one, other, again = (
+        cluster_module._denoise_part(part, str(run_dir), 1, (0, 65535), 0.1, asked)[0]
+        for asked in ("float32", "bfloat16", "float32")
+    )
+    assert np.array_equal(one, again) and 1e-5 < np.abs(one - other).max() / 65535 < 0.03
 
 
 def test_what_was_done_before_a_worker_failed_stays_done(eager, run_dir, folder, tmp_path, capsys, monkeypatch):

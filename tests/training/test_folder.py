@@ -1,6 +1,7 @@
 """The folder of a run: whose it is, who may train it, and what a killed process leaves in it."""
 
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -33,6 +34,12 @@ def test_a_second_trainer_is_refused_and_touches_nothing(tmp_path):
         assert contents(run) == before
         folder.read_options(run)  # reading is allowed
     folder.claim(run, OPTIONS)[0].close()
+
+
+def test_options_of_an_earlier_version_are_read(tmp_path):
+    """They had the precision among them, which now belongs to the machine, as XLA does."""
+    (tmp_path / "options.json").write_text(json.dumps(OPTIONS.to_dict() | {"precision": "float32"}))
+    assert folder.read_options(tmp_path) == OPTIONS
 
 
 @pytest.mark.parametrize("options", [OPTIONS, Options(Experiment(), seed=1)])

@@ -225,6 +225,7 @@ def test_a_run_in_bfloat16_that_is_killed_ends_with_the_bits_of_one_that_is_not(
     train = trainers(server, pictures, 16, eager=False)
     train.flags.append("--precision=bfloat16")
     check(train, tmp_path, 2, random.Random(2), most=2)
+    # Flags that come later count.
     assert train(tmp_path / "exact", "--precision=float32").status == 0
     expected, exact = state(tmp_path / "whole"), state(tmp_path / "exact")
     assert any(not np.array_equal(expected[name], exact[name]) for name in expected)
