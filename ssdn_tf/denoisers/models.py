@@ -143,12 +143,10 @@ def _regression(experiment, network):
     )
 
 
-def networks(model):
-    """{name of a layer of the model: its U-Net}: the denoiser's own and, for a level per image, the estimator."""
-    found = {
-        layer.name: layer if isinstance(layer, UNet) else getattr(layer, "network", None) for layer in model.layers
-    }
-    return {name: network for name, network in found.items() if isinstance(network, UNet)}
+def networks(denoiser):
+    """The U-Nets of a Denoiser: the denoiser's own and, for a level per image, the estimator."""
+    found = [(layer, getattr(layer, "network", None)) for layer in denoiser.training.layers]
+    return [network for pair in found for network in pair if isinstance(network, UNet)]
 
 
 def anneals(experiment):

@@ -22,7 +22,7 @@ def use(precision):
         UserError: see `choose`.
     """
     global _used
-    choose("", precision)
+    _check(precision)
     _used = precision
 
 
@@ -44,10 +44,7 @@ def choose(network, precision=None):
         UserError: another word; or bfloat16, where the device would emulate it, many times slower.
     """
     precision = precision or _used
-    if precision not in CHOICES:
-        raise UserError(f"precision: expected one of {', '.join(CHOICES)}, received '{precision}'.")
-    if precision == "bfloat16":
-        _require_bfloat16()
+    _check(precision)
     if precision != "auto":
         return precision
     return "bfloat16" if network != "paper" and _device() == "cpu" and "amx_bf16" in _cpu_flags() else "float32"
@@ -56,6 +53,13 @@ def choose(network, precision=None):
 def is_for_onednn(precision):
     """True for bfloat16 on a CPU. oneDNN alone computes in it there; XLA converts every convolution to float32."""
     return precision == "bfloat16" and _device() == "cpu"
+
+
+def _check(precision):
+    if precision not in CHOICES:
+        raise UserError(f"precision: expected one of {', '.join(CHOICES)}, received '{precision}'.")
+    if precision == "bfloat16":
+        _require_bfloat16()
 
 
 def _require_bfloat16():

@@ -165,6 +165,6 @@ def _optimizer(options, schedule, denoiser):
         "ema_momentum": options.average,
     }
     if options.optimizer == "muon":
-        last = [network.last.kernel.path for network in models.networks(denoiser.training).values()]
+        last = [network.last.kernel.path for network in models.networks(denoiser)]
         return SkippingMuon(name="muon", exclude_layers=last, **settings)
     return SkippingAdam(name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)

@@ -61,8 +61,7 @@ def built(clip, muon):
     keras.utils.set_random_seed(0)
     with devices.scope():
         denoiser = denoisers.build(experiment_of(muon))
-        model = denoiser.training
-        last = [network.last.kernel.path for network in denoisers.networks(model).values()]
+        model, last = denoiser.training, [network.last.kernel.path for network in denoisers.networks(denoiser)]
         settings = {"global_clipnorm": clip, "use_ema": True, "ema_momentum": 0.9}
         if muon:
             optimizer = SkippingMuon(1e-3, exclude_layers=last, **settings)

@@ -269,7 +269,7 @@ def test_the_step_of_adam_is_not_orthogonal():
 
 def test_convolution_kernels_get_muon_and_all_else_gets_adam():
     denoiser = models.build(support.narrow(Experiment(network="compact", parameter_source="global"), 4))
-    last = [network.last.kernel.path for network in models.networks(denoiser.training).values()]
+    last = [network.last.kernel.path for network in models.networks(denoiser)]
     optimizer = SkippingMuon(1e-3, exclude_layers=last)
     optimizer.build(denoiser.training.trainable_variables)
     by_adam = [v.path for v in denoiser.training.trainable_variables if optimizer._should_use_adamw(v)]
