@@ -190,7 +190,7 @@ def _devices(values):
         "jit",
         "auto",
         ("auto", "on", "off"),
-        "compile with XLA; auto does so in training. The last bits of a result depend on it",
+        "compile with XLA; auto does so in training, but for bfloat16 on a CPU. The last bits of a result depend on it",
         **define,
     )
     flags.DEFINE_integer(
