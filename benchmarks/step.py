@@ -76,9 +76,8 @@ def convolution(precision, side):
         return tape.gradient(loss, [x, kernel])
 
     forms = [tf.function(run, jit_compile=jit) for jit in (True, False)]
-    return [
-        lambda form=form: form(x, kernel)[0].numpy() for form in forms
-    ], 3 * 2 * 16 * side * side * 9 * 96 * 96 / 1e9
+    gflop = 3 * 2 * 16 * side * side * 9 * 96 * 96 / 1e9
+    return [lambda form=form: form(x, kernel)[0].numpy() for form in forms], gflop
 
 
 def plain_upsampling(layer, low, skip):

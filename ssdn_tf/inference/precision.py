@@ -11,7 +11,6 @@ from ssdn_tf.errors import UserError
 
 CHOICES = ("auto", "float32", "bfloat16")
 DEFAULT = os.environ.get("SSDN_PRECISION", "auto")
-_CPU = pathlib.Path("/proc/cpuinfo")
 _used = DEFAULT
 
 
@@ -19,7 +18,7 @@ def use(precision):
     """Sets the precision of the networks that are loaded from now on in this process, one of CHOICES.
 
     Raises:
-        UserError: see `choose`.
+        UserError: another word; or bfloat16, where the device would emulate it, many times slower.
     """
     global _used
     _check(precision)
@@ -31,22 +30,23 @@ def used():
     return _used
 
 
-def choose(network, precision=None):
+def choose(network):
     """Whether a network computes in "float32" or "bfloat16".
 
     Args:
         network: its design, a key of `designs.DESIGNS`.
-        precision: one of CHOICES; default: `used()`. auto is bfloat16 for the compact network on a CPU with AMX, where
-            it is about twice as fast (benchmarks/denoise.py, benchmarks/step.py). A CPU with AVX-512 BF16 alone took
-            1.4 times as long, GPUs have not been measured, and the paper's network stays as published.
+
+    Returns:
+        `used()`; for auto, bfloat16 for the compact network on a CPU with AMX, where it is about twice as fast
+        (benchmarks/denoise.py, benchmarks/step.py). A CPU with AVX-512 BF16 alone took 1.4 times as long, GPUs have
+        not been measured, and the paper's network stays as published.
 
     Raises:
-        UserError: another word; or bfloat16, where the device would emulate it, many times slower.
+        UserError: as `use`, for a word that comes from SSDN_PRECISION.
     """
-    precision = precision or _used
-    _check(precision)
-    if precision != "auto":
-        return precision
+    _check(_used)
+    if _used != "auto":
+        return _used
     return "bfloat16" if network != "paper" and _device() == "cpu" and "amx_bf16" in _cpu_flags() else "float32"
 
 
@@ -95,7 +95,8 @@ def _device():
 @functools.cache
 def _cpu_flags():
     """What /proc/cpuinfo calls the instructions of the CPU; none where oneDNN, which has the kernels, is turned off."""
-    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" or not _CPU.exists():
+    cpu = pathlib.Path("/proc/cpuinfo")
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0" or not cpu.exists():
         return frozenset()
-    lines = (line for line in _CPU.read_text().splitlines() if line.startswith("flags"))
+    lines = (line for line in cpu.read_text().splitlines() if line.startswith("flags"))
     return frozenset(next(lines, "").split())

@@ -218,8 +218,9 @@ def test_impossible_times_and_compilers_are_refused(flag, capsys):
         ("off", "float32", False), ("off", "bfloat16", False), ("off", None, False),
     ],
 )  # fmt: skip
-def test_xla_compiles_where_it_is_faster_or_wanted(jit, trained_in, expected):
+def test_xla_compiles_where_it_is_faster_or_wanted(monkeypatch, jit, trained_in, expected):
     """Times: benchmarks/step.py."""
+    monkeypatch.setattr(build.precision, "_device", lambda: "cpu")
     assert build.jit_compile(jit, trained_in) == expected
 
 
