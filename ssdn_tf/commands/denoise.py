@@ -385,7 +385,7 @@ def _check_model(values, worker, channels, all_told):
             raise UserError(f"--uncertainty: {model.experiment.name} gives no standard deviation.")
         if values.noise_from == "set" and not (model.needs_level and model.can_fit):
             raise UserError(f"--noise_from=set: {model.experiment.name} is not told a noise level, or cannot fit it.")
-        model_flag.check_ensemble(values, model)
+        model_flag.check_saved_model(values, model)
 
 
 def _level(values, model, all_told):

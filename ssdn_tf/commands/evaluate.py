@@ -144,7 +144,7 @@ def _denoiser(values, predictor):
         raise UserError(f"--parameter_source=fitted: {predictor.experiment.name} cannot fit the noise.")
     if source == "known" and not predictor.needs_level:
         raise UserError(f"--parameter_source=known: {predictor.experiment.name} cannot be told the noise level.")
-    model_flag.check_ensemble(values, predictor)
+    model_flag.check_saved_model(values, predictor)
     return protocol.model_method(predictor, fitted=source == "fitted", ensemble=values.ensemble)
 
 

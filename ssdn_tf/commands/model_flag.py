@@ -32,10 +32,18 @@ def define_precision(values, default=precision.DEFAULT):
     )  # fmt: skip
 
 
-def check_ensemble(values, predictor):
-    """Raises UserError for --ensemble with a model that gives no prior to average."""
-    if values.ensemble > 1 and predictor.source.kind == "saved_model":
+def check_saved_model(values, predictor):
+    """Raises UserError for what a SavedModel cannot do: --ensemble, as it gives no prior to average, and another
+    --precision than that of its export."""
+    if predictor.source.kind != "saved_model":
+        return
+    if values.ensemble > 1:
         raise UserError("--ensemble: expected a run or a network of the package, received a SavedModel.")
+    exported = predictor.source.details.get("precision", "float32")  # older ones do not say
+    if values["precision"].present and values.precision not in ("auto", exported):
+        raise UserError(
+            f"--precision: expected {exported}, in which the SavedModel was exported, received {values.precision}."
+        )
 
 
 def is_list(values):

@@ -102,6 +102,25 @@ def test_nothing_is_written_into_a_saved_model(saved_model, pictures, tmp_path, 
     assert sorted(saved_model.rglob("*")) == before and (tmp_path / "evaluation" / "results.json").exists()
 
 
+def test_a_saved_model_keeps_the_precision_of_its_export(saved_model, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
+    monkeypatch.setattr(precision, "_used", "float32")
+    monkeypatch.chdir(tmp_path)
+    file = next(iter(sorted(pictures.glob("*.png"))))
+    commands = [
+        (evaluate.main, "evaluation", [f"--dataset={pictures}"]),
+        (denoise.main, "out.png", [f"--input={file}", "--sigma=25"]),
+    ]
+    for main, output, flags in commands:
+        flags += [f"--model={saved_model}", f"--output={output}"]
+        assert call(main, "--precision=bfloat16", *flags) == 1
+        error = capsys.readouterr().err
+        assert "--precision: expected float32, in which the SavedModel was exported, received bfloat16." in error
+        assert not (tmp_path / output).exists()
+        assert call(main, "--precision=float32", *flags) == 0
+        assert (tmp_path / output).exists()
+
+
 def test_denoise_gives_the_picture_of_the_run(run_dir, saved_model, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 65536, (33, 47, 3), np.uint16)
     images.write(tmp_path / "in.png", pixels)
