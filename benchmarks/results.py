@@ -47,7 +47,7 @@ def run(arguments):
         raise SystemExit(f"expected a part of a denoiser's name for --against, received '{arguments.against}'.")
     harness.print_table(["noise", "denoiser", *sets], printed)
     if any(name.endswith("*") for _, name, *_ in printed):
-        print("\n\\* not checked against the paper's text.")
+        print("\n\\* the paper's figure, not verified.")
 
 
 def subtract(rows, text):

@@ -111,7 +111,8 @@ def data_dir_flag(values):
     """--data_dir"""
     flags.DEFINE_string(
         "data_dir", os.environ.get("SSDN_DATA_DIR"),
-        "folder with kodak, BSDS300, Set14 (default: the environment variable SSDN_DATA_DIR)", flag_values=values,
+        "folder with kodak, BSDS300, Set14, or of TFDS (default: the environment variable SSDN_DATA_DIR)",
+        flag_values=values,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from ssdn_tf.errors import UserError
 from ssdn_tf.inference import precision
 from ssdn_tf.networks.designs import DESIGNS
 
-TEXT = """Denoises a picture, or a folder of them. The noise level is found by itself.
+TEXT = """Denoises a picture, or a folder of them. The noise level is estimated.
 
     python denoise.py --input=noisy.png --output=denoised.png
     python denoise.py --input=FOLDER --output=ANOTHER_FOLDER                 all pictures, subfolders too
@@ -41,7 +41,7 @@ def define(values):
     with cli.group(values, "Pictures"):
         flags.DEFINE_string("input", None, "noisy picture, or a folder of them", flag_values=values)
         flags.DEFINE_string("output", None, "file or folder for the denoised pictures", flag_values=values)
-        flags.DEFINE_bool("overwrite", False, "denoise pictures of a folder again that are there", flag_values=values)
+        flags.DEFINE_bool("overwrite", False, "denoise again what --output has already", flag_values=values)
         flags.DEFINE_bool(
             "uncertainty", False, "also write the standard deviation of each value, as NAME-std.tif, 32-bit floats",
             flag_values=values,

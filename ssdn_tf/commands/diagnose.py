@@ -14,8 +14,9 @@ TEXT = """Says which noise a picture has, or the pictures of a folder that were 
     python -m ssdn_tf.commands.diagnose --input=noisy.png
     python -m ssdn_tf.commands.diagnose --input=FOLDER
 
-Each noise model is fitted by maximum likelihood, under what a trained network says of the clean picture. The
-log-likelihood is in nats a pixel; a model with one number more must be better by 0.001.
+Each noise model is fitted by maximum likelihood, given what a trained network predicts of the clean picture. The
+log-likelihood is in nats per pixel; a model with one more parameter must be better by 0.001. Of a folder, at most
+16 pictures are read.
 """
 _MOST = 16  # pictures of a folder that are read
 

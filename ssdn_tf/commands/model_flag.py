@@ -11,8 +11,8 @@ def define(values, more=""):
     """Defines --model in a FlagValues. more: what else it takes."""
     flags.DEFINE_string(
         "model", None, "a trained network of the package (--model=list shows them), the folder of a run or of a "
-        f"SavedModel, or a published network file{more} (default: the network of the package for additive noise)",
-        flag_values=values,
+        f"SavedModel, or a published network file{more} (default: the network of the package for Gaussian and Poisson "
+        "noise)", flag_values=values,
     )  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def define_ensemble(values):
 def define_precision(values, default=precision.DEFAULT):
     """Defines --precision in a FlagValues."""
     flags.DEFINE_enum(
-        "precision", default, precision.CHOICES, "of the network's arithmetic; auto: bfloat16 for the compact network "
+        "precision", default, precision.CHOICES, "arithmetic of the network; auto: bfloat16 for the compact network "
         "on a CPU with AMX, which is twice as fast, else float32", flag_values=values,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ TEXT = """Trains a denoiser; no clean images are needed.
     python train.py --noisy --noise=gaussian --train_data=DIR       your noisy images
     python train.py --noise=impulse --alpha=0.5 --train_data=DIR    clean photographs, with noise added
     python train.py --noise=gaussian --sigma=5,50 --parameter_source=per_image --train_data=DIR
-    python train.py --experiment=gauss25-blindspot-sigma_known --train_data=DIR     a configuration of the paper
+    python train.py --experiment=gauss25-blindspot-sigma_known --train_data=DIR     as in the paper, for a GPU
 """
 
 

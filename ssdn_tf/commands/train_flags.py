@@ -70,7 +70,7 @@ def _data(values):
     flags.DEFINE_string(
         "train_data",
         "sample",
-        "folder of images; tfds:NAME:SPLIT; or sample, the photographs that scikit-image brings",
+        "folder of images; tfds:NAME:SPLIT; or sample, some photographs of scikit-image",
         **define,
     )
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
@@ -113,17 +113,26 @@ def _noise(values):
         "likelihood",
         None,
         LIKELIHOODS,
-        "for impulse noise: the paper's two moments, the exact mixture, or the mean of both",
+        "for impulse noise: the paper's two moments, the exact mixture, or combined, their mean (default: combined, "
+        "paper moments)",
         **define,
     )
-    flags.DEFINE_string("parameter_start", None, "start of a learned level: published, estimate, or a level", **define)
-    flags.DEFINE_float("parameter_rate", None, "learning rate of a learned global level, as a multiple", **define)
+    flags.DEFINE_string(
+        "parameter_start",
+        None,
+        "first value of a learned level: estimate, from noisy crops; published; or a level (default: estimate; paper "
+        "published)",
+        **define,
+    )
+    flags.DEFINE_float(
+        "parameter_rate", None, "times --learning_rate, for a learned global level (default: 10, paper 1)", **define
+    )
 
 
 def _network(values):
     define = {"flag_values": values}
     flags.DEFINE_enum("network", None, tuple(DESIGNS), "U-Net (default: compact; paper for preset paper)", **define)
-    flags.DEFINE_integer("width", None, "features of its first layer (default: 16, paper 48)", lower_bound=1, **define)
+    flags.DEFINE_integer("width", None, "features of the first layer (default: 16, paper 48)", lower_bound=1, **define)
     flags.DEFINE_enum(
         "pipeline",
         None,
@@ -131,8 +140,10 @@ def _network(values):
         "blindspot (default), or a baseline: mean (no noise model), n2c (clean targets), n2n (noisy targets)",
         **define,
     )
-    flags.DEFINE_enum("covariance", None, ("full", "diagonal"), "between colours (default: full)", **define)
-    flags.DEFINE_enum("channels", None, ("3", "1"), "3 for colour (default), 1 for gray", **define)
+    flags.DEFINE_enum("covariance", None, ("full", "diagonal"), "of the colours (default: full)", **define)
+    flags.DEFINE_enum(
+        "channels", None, ("3", "1"), "3 for colour, 1 for gray (default: 3; of noisy images, their own)", **define
+    )
     flags.DEFINE_string(
         "experiment", None, "a configuration of the paper by its name, such as gauss25-blindspot-sigma_known", **define
     )
@@ -155,13 +166,15 @@ def _optimization(values):
     flags.DEFINE_float(
         "learning_rate", None, "peak of the schedule (default: 0.002, adapt 0.001, paper 0.0003)", **define
     )
-    flags.DEFINE_float("clip_norm", None, "longest gradient; 0 for no limit", lower_bound=0.0, **define)
+    flags.DEFINE_float(
+        "clip_norm", None, "limit of the gradient's length; 0 for none (default: 5, paper 0)", lower_bound=0.0, **define
+    )
     flags.DEFINE_float(
         "average", None, "momentum of the averaged weights; 0 for none (default: 0.999, paper 0)", lower_bound=0.0,
         upper_bound=0.999999, **define,
     )  # fmt: skip
     model_flag.define_precision(values)
-    flags.DEFINE_integer("seed", 0, "of weights, crops and noise", lower_bound=0, upper_bound=2**32 - 1, **define)
+    flags.DEFINE_integer("seed", 0, "seed of weights, crops and noise", lower_bound=0, upper_bound=2**32 - 1, **define)
     flags.DEFINE_string("warm_start", "", "run, or network of the package, whose weights to start from", **define)
 
 
@@ -294,8 +307,11 @@ def options_from_flags(values):
         UserError: as `experiment_from_flags`, or a value out of range.
     """
     preset = PRESETS[values.preset or ("paper" if values.experiment else "hour")]
+    if (values.noisy or values.preset == "adapt") and not values.experiment and not values.channels:
+        values.channels = _channels_of(values.train_data)
     if values.preset == "adapt":
         _default_to_adapting(values)
+
     experiment = experiment_from_flags(values, preset)
     chosen = {name: values[name].value for name in preset if name != "network"}
     settings = preset | {name: value for name, value in chosen.items() if value is not None}
@@ -324,6 +340,21 @@ def options_from_flags(values):
     if settings["budget"] and not values.train_images:
         return dataclasses.replace(options, budget=parse_duration(settings["budget"]))
     return options.with_images(values.train_images or experiment.paper_images)
+
+
+def _channels_of(train_data):
+    """--channels for noisy images: "1" if all are gray. Three copies of a gray one would have one noise, not three."""
+    if train_data == "sample" or train_data.startswith("tfds:"):
+        return "3"
+    from ssdn_tf.data import files
+    from ssdn_tf.data.planes import readable
+
+    try:
+        found = files.find(train_data)
+    except UserError:
+        return "3"  # the error is said where the images are loaded
+    pictures = readable([path for path, _ in found], files.read)
+    return "1" if {shape[-1] for picture in pictures for shape in picture.shapes} == {1} else "3"
 
 
 def _default_to_adapting(values):

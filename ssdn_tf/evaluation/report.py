@@ -85,7 +85,7 @@ def table(results):
         ]
         lines.append(_line(cells))
     if any(line.endswith("* |") for line in lines):
-        lines += ["", "\\* not checked against the paper's text."]
+        lines += ["", "\\* the paper's figure, not verified."]
     return "\n".join(lines + [remark for r in results for remark in _remarks(r)])
 
 

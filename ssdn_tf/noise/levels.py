@@ -96,7 +96,7 @@ class Level:
 
     @property
     def allowed(self):
-        """The legal levels, for error messages: "a number between 0 and 255 (std, of 255)"."""
+        """The legal levels, for error messages: "a number between 0 and 255 (std in 255ths of the range)"."""
         return f"a number between {_number(self.low)} and {_number(self.high)} ({self.unit})"
 
     @property
@@ -245,7 +245,7 @@ _SIGMA = Level(
     kind="gaussian",
     short="gauss",
     name="sigma",
-    unit="std, of 255",
+    unit="std in 255ths of the range",
     low=0.0,
     high=255.0,
     default=25.0,

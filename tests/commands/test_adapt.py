@@ -178,6 +178,24 @@ def test_adapting_needs_pictures_of_one_kind(folder, tmp_path, capsys):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out-network").exists()
 
 
+def test_noisy_images_are_trained_on_with_the_channels_they_have(folder, tmp_path):
+    def options(images, *flags):
+        values = cli.parse(train_flags.define, ["x.py", f"--train_data={images}", *flags])
+        return train_flags.options_from_flags(values)
+
+    gray, mixed = tmp_path / "gray", tmp_path / "mixed"
+    for path, channels in ((gray / "0.npy", 1), (gray / "1.npy", 1), (mixed / "0.npy", 1), (mixed / "1.npy", 3)):
+        path.parent.mkdir(exist_ok=True)
+        np.save(path, np.full((96, 96, channels), 0.5, np.float32))
+    (gray / "2.tif").write_bytes(b"damaged")
+    for images_, expected in ((folder, 3), (gray, 1), (mixed, 3)):
+        assert options(images_, "--noisy", "--noise=gaussian").experiment.channels == expected
+    assert options(gray, "--noisy", "--noise=gaussian", "--channels=3").experiment.channels == 3
+    assert options(gray, "--noise=gaussian").experiment.channels == 3  # each channel has noise of its own
+    adapted = options(gray, "--preset=adapt")
+    assert adapted.experiment.channels == 1 and adapted.warm_start == "additive-gray"
+
+
 def test_a_range_is_for_noisy_images(folder, tmp_path, capsys):
     flags = [f"--train_data={folder}", f"--run_dir={tmp_path / 'run'}", "--range=0,2"]
     assert call(*flags) == 1 and "--range is for images that are noisy already" in capsys.readouterr().err

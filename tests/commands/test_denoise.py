@@ -298,7 +298,7 @@ def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
     assert not lines["2.png"].endswith(("sigma 10", "sigma 40"))  # an empty cell is found
     for text, words in {
         "file,sigma\n1.png,10\n": "expected a row for each picture in",
-        "file,sigma\n1.png,-3\n": "1.png: expected a number between 0 and 255 (std, of 255), received '-3'",
+        "file,sigma\n1.png,-3\n": "1.png: expected a number between 0 and 255 (std in 255ths of the range), received",
         "file,gamma\n1.png,10\n": "expected the columns file and sigma or lam or alpha, received file, gamma",
         "file,sigma\n1.png,1\n1.png,2\n": "expected each file once, received '1.png' twice",
         "": "expected the columns file and",
@@ -392,7 +392,7 @@ def test_wrong_flags_get_one_sentence_and_write_nothing(run_dir, tmp_path, capsy
             f"--input={source}",
             output,
             "--sigma=5,9",
-        ): "--sigma: expected a number between 0 and 255 (std, of 255), received '5,9'",
+        ): "--sigma: expected a number between 0 and 255 (std in 255ths of the range), received '5,9'",
         (f"--input={source}", output, "--tile=32"): "--tile: expected a tile side that is a multiple of 2 from 34",
         (f"--input={source}", output, "--lam=3"): "--lam: expected --sigma",
         (

@@ -60,7 +60,7 @@ def saved_model(run_dir, tmp_path_factory):
 
 def test_the_model_card_says_where_the_model_comes_from(saved_model):
     card = json.loads((saved_model / "1" / serving.CARD).read_text())
-    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
+    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std in 255ths of the range"}
     assert card["training"]["images_seen"] == 4 and card["training"]["seed"] == 0
     assert card["validation"]["psnr"] > 0 and card["package"].startswith("ssdn_tf ")
     assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15} and card["precision"] == "float32"

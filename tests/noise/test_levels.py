@@ -59,7 +59,9 @@ def test_text_becomes_levels_and_text_again(level):
 def test_text_that_is_no_level_is_refused(text):
     with pytest.raises(ValueError) as error:
         LEVELS["gaussian"].parse(text)
-    sentence = f"expected a number between 0 and 255 (std, of 255), or two as low,high, received '{text}'."
+    sentence = (
+        f"expected a number between 0 and 255 (std in 255ths of the range), or two as low,high, received '{text}'."
+    )
     assert str(error.value) == sentence
 
 

@@ -321,7 +321,7 @@ def test_an_error_of_the_server_ends_a_folder_and_keeps_what_is_written(double, 
 WRONG = {
     "": "expected --server, received none",
     "--server=localhost:8501": "--server: expected http://HOST:PORT or grpc://HOST:PORT, received 'localhost:8501'",
-    "--sigma=256": r"--sigma: expected a number between 0 and 255 \(std, of 255\), received '256'",
+    "--sigma=256": r"--sigma: expected a number between 0 and 255 \(std in 255ths of the range\), received '256'",
     "--sigma=-1": "--sigma: expected",
     "--sigma=nan": "--sigma: expected",
     "--sigma=5,50": "sigma.*5,50",

@@ -91,6 +91,7 @@ def test_the_curl_line_of_the_readme_sends_a_large_picture(double, servables, tm
     images.write(tmp_path / "noisy.png", pixels)
     assert (tmp_path / "noisy.png").stat().st_size > 128 * 1024
     line = line.replace("http://localhost:8501", double.urls["rest"])
+    line = line.replace('"image_bytes"', '"noise_parameter": [0.098], "image_bytes"', 1)  # as the page says below it
     subprocess.run(["bash", "-euo", "pipefail", "-c", line], cwd=tmp_path, check=True, timeout=60)
     inputs = {"image_bytes": byte_array(images.encode_png(pixels)), "noise_parameter": np.float32([0.098])}
     (expected,) = servables["ssdn"][1].run("denoise_png", inputs)["image_bytes"]

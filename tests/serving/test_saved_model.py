@@ -246,7 +246,7 @@ def test_the_graph_holds_nothing_that_another_runtime_lacks(exported):
 def test_the_card_says_what_the_model_is(exported):
     _, path, _ = exported(SOME[0])
     card = json.loads((path / saved_model.CARD).read_text())
-    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std, of 255"}
+    assert card["noise"] == {"kind": "gaussian", "sigma": [5.0, 50.0], "unit": "std in 255ths of the range"}
     assert card["name"] == "gauss5_50-blindspot-sigma_known-tiny" and card["channels"] == 3
     assert Experiment(**card["experiment"]) == SOME[0]
     assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15}
