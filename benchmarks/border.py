@@ -35,7 +35,7 @@ def measure(model, file, missing):
     from ssdn_tf.denoisers import models
     from ssdn_tf.evaluation import protocol
 
-    clean = images.to_float(images.read(file))
+    clean = images.to_float(images.to_channels(images.read(file), model.experiment.channels))
     noisy = protocol.corrupt(clean, model.experiment, models.noise_model(model.experiment), np.random.default_rng(0))
     height, width = (side - missing for side in clean.shape[:2])
     cut, part = noisy.padded[:height, :width], clean[:height, :width]
@@ -66,6 +66,8 @@ def run(arguments):
     model = predictor.from_run(arguments.model)
     files = [f for f in images.find(arguments.dataset) if not any(side % 32 for side in images.size(f))]
     files = files[: 1 if arguments.quick else arguments.pictures]
+    if not files:
+        raise SystemExit("expected pictures whose sides are multiples of 32, received none.")
     print(f"{model.experiment.name}, {len(files)} pictures, band of {BAND} pixels, dB\n")
     columns = ["rows and columns taken away", "beyond the edge", "band there", "lost", "other edges"]
     most = model.grid - 1

@@ -54,7 +54,7 @@ def run(arguments):
     from ssdn_tf.inference import predictor, pretrained
 
     files = images.find(pathlib.Path(arguments.folder))[: 1 if arguments.quick else None]
-    clean = [images.to_channels(images.to_float(images.read(file)), arguments.channels) for file in files]
+    clean = [images.to_float(images.to_channels(images.read(file), arguments.channels)) for file in files]
     clean = [images.middle(picture, arguments.side or 10**6) for picture in clean]
     model = predictor.load(arguments.model or pretrained.DEFAULTS[arguments.channels])
     harness.print_table(HEADER, (row(model, clean, *case) for case in CASES))

@@ -18,6 +18,7 @@ import collections
 import json
 import math
 import pathlib
+import re
 import statistics
 
 import harness
@@ -85,7 +86,8 @@ def denoiser(summary, result):
     model = summary["model"]
     if model["kind"] == "pretrained":
         source = {"known": "told", "fitted": "found"}[experiment["parameter_source"]]
-        return f"{model['name']}, level {source}"
+        ensemble = re.search(r"(-x\d+)?$", result["name"])[0]
+        return f"{model['name']}{ensemble}, level {source}"
     return f"{pathlib.Path(model['name']).name}: {result['name'].partition('-')[2]}"
 
 
@@ -109,6 +111,8 @@ def published(names, noise, low, high, channels, **_):
 
 
 def _psnr(result):
+    if result["psnr"] is None:  # all pictures without an error
+        return None
     error = result.get("standard_error_images")
     return f"{result['psnr']:.2f}" + (f" ({error:.2f})" if error else "")
 

@@ -18,7 +18,6 @@ again. A picture that cannot be read gets a warning, and the others are denoised
 No file is ever written in part.
 """
 
-import contextlib
 import math
 import pathlib
 import sys
@@ -29,6 +28,7 @@ from absl import flags  # noqa: E402
 
 from ssdn_tf.commands import cli, level_flags  # noqa: E402
 from ssdn_tf.errors import UserError  # noqa: E402
+from ssdn_tf.inference import tiling  # noqa: E402
 from ssdn_tf.noise.levels import LEVELS  # noqa: E402
 from ssdn_tf.serving import picture_files, remote  # noqa: E402
 from ssdn_tf.serving.remote_denoiser import RemoteDenoiser  # noqa: E402
@@ -55,7 +55,7 @@ def define(v):
     flags.DEFINE_integer("in_flight", 2, "requests at a time", lower_bound=1, flag_values=v)
     flags.DEFINE_float("timeout", 120.0, "seconds to wait for one answer", flag_values=v)
     flags.DEFINE_integer("retries", 5, "of a request that fails for a passing reason", lower_bound=0, flag_values=v)
-    flags.DEFINE_bool("overwrite", False, "denoise pictures of a folder again that are there", flag_values=v)
+    flags.DEFINE_bool("overwrite", False, "denoise again what --output has already", flag_values=v)
 
 
 def main(v):
@@ -65,9 +65,9 @@ def main(v):
             raise UserError(f"expected --{name}, received none.")
     if not 0 < v.timeout < math.inf:
         raise UserError(f"--timeout: expected seconds above 0, received {v.timeout}.")
-    level_flags.read_one(v)  # illegal numbers are refused before anything is sent
+    level_flags.refuse_ranges(v)  # before anything is sent
     pairs = picture_files.plan(pathlib.Path(v.input), pathlib.Path(v.output), v.overwrite)
-    with _flag("server"):
+    with cli.errors_about("server"):
         server = remote.connect(v.server, v.model, v.version, v.timeout, v.retries)
     if pairs:
         denoiser = RemoteDenoiser(server)
@@ -80,15 +80,6 @@ def main(v):
             raise UserError(f"{len(pairs) - written} of {len(pairs)} pictures could not be denoised; see above.")
     print(f"{v.output}: {len(pairs)} pictures, denoised by {v.model} at {v.server}.")
     return 0
-
-
-@contextlib.contextmanager
-def _flag(name):
-    """Puts the flag's name before the error about its value."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"--{name}: {error}") from error
 
 
 def noise_parameter(v, denoiser):
@@ -122,7 +113,7 @@ def tile_from_flags(v, denoiser):
     """(side, halo) of the tiles, for the network's grid and reach."""
     halo = min(_HALO, denoiser.reach) if v.halo is None else v.halo
     tile = v.tile // denoiser.grid * denoiser.grid
-    least = -(-2 * halo // denoiser.grid) * denoiser.grid + denoiser.grid
+    least = tiling.to_grid(2 * halo, denoiser.grid) + denoiser.grid
     if tile < least:
         raise UserError(f"--tile: expected at least {least} with --halo={halo}, received {v.tile}.")
     return tile, halo

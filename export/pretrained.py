@@ -86,7 +86,8 @@ def _figures(files):
     figures = {}
     for file in files:
         for result in json.loads(pathlib.Path(file).read_text())["results"]:
-            figures.setdefault(result["dataset"], {})[report.tested(result)] = f"{result['psnr']:.2f} dB"
+            if result["psnr"] is not None:
+                figures.setdefault(result["dataset"], {})[report.tested(result)] = f"{result['psnr']:.2f} dB"
     return figures
 
 

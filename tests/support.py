@@ -32,6 +32,7 @@ def array(value):
 def write_pictures(folder, count, rows, columns):
     """`count` PNG files of rows x columns blocks of 8x8 pixels in random colours; returns the folder."""
     rng = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
     for i in range(count):
         blocks = np.kron(rng.integers(0, 256, (rows, columns, 3)), np.ones((8, 8, 1)))
         Image.fromarray(blocks.astype(np.uint8)).save(folder / f"{i}.png")

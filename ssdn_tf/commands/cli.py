@@ -41,6 +41,7 @@ def execute(main, define, text, argv=None, needs_flags=False):
     try:
         define(values)
         rest = values(argv)[1:]
+        _refuse_infinity(values)
         if values.help or (len(argv) == 1 and needs_flags):
             print(f"{text}\n{_help(values)}")
             return 0
@@ -58,6 +59,13 @@ def execute(main, define, text, argv=None, needs_flags=False):
         print("stopped.", file=sys.stderr)
         return 130
     return 1
+
+
+def _refuse_infinity(values):
+    """Raises UserError for inf and nan, which flags of numbers take, whatever their bounds."""
+    for name in values:
+        if isinstance(values[name].value, float) and not math.isfinite(values[name].value):
+            raise UserError(f"--{name}: expected a finite number, received {values[name].value}.")
 
 
 def parse(define, argv):
@@ -133,9 +141,6 @@ def parse_range(text):
     if text is None:
         return None
     try:
-        black, white = (float(part) for part in text.split(","))
-        if not -math.inf < black < white < math.inf:
-            raise ValueError
-    except ValueError:
+        return images.checked_range(text.split(","))
+    except UserError:
         raise UserError(f"--range: expected black,white such as 100,4095, received '{text}'.") from None
-    return black, white

@@ -91,7 +91,7 @@ def main(values):
     limits = cli.parse_range(values.range)
     pairs = _pairs(values)
     levels = _levels_of_files(values, pairs)
-    level_flags.read_one(values)  # refuses ranges
+    level_flags.refuse_ranges(values)
     pending = pairs
     if not values.overwrite and not _is_alone(values, pairs):
         pending = [pair for pair in pairs if not all(map(_is_file, _outputs(values, pair[1])))]
@@ -112,8 +112,8 @@ def main(values):
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
     page = _page(values, set(pairs) - set(pending), limits) if values.report else None
-    readable = [pair for pair in pending if pair[0] in survey.files]
-    failed = len(pending) - len(readable) + _denoise_all(values, worker, limits, readable, levels, page)
+    whole = [pair for pair in pending if pair[0] in survey.files]
+    failed = len(pending) - len(whole) + _denoise_all(values, worker, limits, whole, levels, page)
     if failed:
         raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")
     return 0
@@ -269,7 +269,8 @@ def _survey(values, pairs):
             images.warn(f"left out {error}")
             continue
         found[source] = len(picture)
-        dtypes.setdefault(picture.dtype.name, source)
+        for dtype in picture.dtypes:
+            dtypes.setdefault(dtype.name, source)
         channels.update(shape[-1] for shape in picture.shapes)
     if not found:
         raise UserError("expected pictures that can be read, received none.")

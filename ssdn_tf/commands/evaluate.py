@@ -93,16 +93,18 @@ def main(values):
     with cli.errors_about("baseline"):
         denoisers += [protocol.baseline_method(name, tested, fitted) for name in _baselines(values)]
     output = _output(values, predictor)
-    results, made = [], page.Page("Evaluation", page.HOW) if values.report else None
+    made = page.Page("Evaluation", page.HOW) if values.report else None
+    summary = {"model": _named(predictor), "seed": values.seed, "pad": values.pad, "results": []}
     shown = max(page.SHOWN // (len(sets) * len(denoisers)), 1)
     for image_set in sets:
         case = protocol.Protocol(tested, image_set, values.repeats or image_set.repeats, values.seed, values.pad)
-        results += [protocol.evaluate(case, denoiser, output, values.pictures, made, shown) for denoiser in denoisers]
-    summary = {"model": _named(predictor), "seed": values.seed, "pad": values.pad, "results": results}
-    report.write_json(output / "results.json", summary)
-    print("\n" + report.table(results))
+        for denoiser in denoisers:
+            summary["results"].append(protocol.evaluate(case, denoiser, output, values.pictures, made, shown))
+            report.write_json(output / "results.json", summary)  # what is done is kept if the rest fails
+    print("\n" + report.table(summary["results"]))
     if made:
-        report.add_curves(made, predictor.source.path if predictor else "")
+        if predictor and predictor.source.kind == "run":
+            report.add_curves(made, predictor.source.path)
         made.write(output / "report.html")
     print(f"\nResults: {output / 'results.json'}, with pictures in the same folder.")
     return 0

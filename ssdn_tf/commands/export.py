@@ -1,6 +1,5 @@
 """The main of export/savedmodel.py: a trained model to a SavedModel."""
 
-import json
 import os
 import sys
 
@@ -48,6 +47,9 @@ def main(values):
     model = model_flag.load(values)
     if model.source.kind == "saved_model":
         raise UserError("--model: expected a run, a network of the package or a published file, received a SavedModel.")
+    given = [f"--{name}" for name in level_flags.names() if values[name].value is not None]
+    if given and model.source.kind != "published":
+        raise UserError(f"{given[0]} is for a published network file; {model.experiment.name} says its own level.")
     details = {"run": _run, "published": _published, "pretrained": _pretrained}[model.source.kind](values, model)
     model = _with_source(values, model)
     dtype = model.model.get_layer("unet").compute_dtype
@@ -73,12 +75,11 @@ def _with_source(values, model):
 
 def _run(values, model):
     """What the model card says beside the experiment."""
+    from ssdn_tf.evaluation import report
     from ssdn_tf.serving import saved_model
     from ssdn_tf.training.options import Options
 
-    path = model.source.path / "history.jsonl"
-    history = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    options = Options.from_dict(model.source.details["options"])
+    options, history = Options.from_dict(model.source.details["options"]), report.history(model.source.path)
     return saved_model.run_card(options, model.source.details["position"]["step"], history)
 
 

@@ -65,7 +65,14 @@ def _read_number(values, number):
     text = values[number.name].value
     if text is None:
         return number.absent, number.absent
-    return _parsed(number.name, number.parse, text, number)
+    with cli.errors_about(number.name):
+        low, high = number.parse(text)
+    if number.scale != 1 and 0 < high < 1:
+        images.warn(
+            f"--{number.name} is a {number.unit}: {high:g} is almost no noise; "
+            f"{high:g} in [0, 1] is --{number.name}={number.to_level(high):g}."
+        )
+    return low, high
 
 
 def read_trainable(values, kind):
@@ -102,8 +109,8 @@ def read_any(values):
     raise UserError(f"expected one noise level, received {listed}.")
 
 
-def read_one(values):
-    """(kind, level) as `read_any`, for a command that takes no ranges.
+def refuse_ranges(values):
+    """For a command that takes no ranges.
 
     Raises:
         UserError: as `read_any`, or a range.
@@ -112,8 +119,7 @@ def read_one(values):
         if values[name].value is not None:
             with cli.errors_about(name):
                 level.parse_one(values[name].value)
-    found = read_any(values)
-    return found and found[:2]
+    read_any(values)
 
 
 def read_table(path):
@@ -142,17 +148,3 @@ def read_table(path):
         except ValueError as error:
             raise UserError(f"{path}, {row['file']}: {error}") from None
     return levels
-
-
-def _parsed(flag, parse, text, level):
-    try:
-        found = parse(text)
-    except ValueError as error:
-        raise UserError(f"--{flag}: {error}") from None
-    highest = found[-1]
-    if level.scale != 1 and 0 < highest < 1:
-        images.warn(
-            f"--{flag} is a {level.unit}: {highest:g} is almost no noise; "
-            f"{highest:g} in [0, 1] is --{flag}={level.to_level(highest):g}."
-        )
-    return found

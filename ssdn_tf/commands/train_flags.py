@@ -337,14 +337,14 @@ def options_from_flags(values):
     )
     if values.train_images and values.budget:
         raise UserError("--train_images and --budget both say how long to train; give one of them.")
-    if settings["budget"] and not values.train_images:
+    if settings["budget"] is not None and not values.train_images:
         return dataclasses.replace(options, budget=parse_duration(settings["budget"]))
     return options.with_images(values.train_images or experiment.paper_images)
 
 
 def _channels_of(train_data):
     """--channels for noisy images: "1" if all are gray. Three copies of a gray one would have one noise, not three."""
-    if train_data == "sample" or train_data.startswith("tfds:"):
+    if train_data.startswith("tfds:"):
         return "3"
     from ssdn_tf.data import files
     from ssdn_tf.data.planes import readable
@@ -354,7 +354,7 @@ def _channels_of(train_data):
     except UserError:
         return "3"  # the error is said where the images are loaded
     pictures = readable([path for path, _ in found], files.read)
-    return "1" if {shape[-1] for picture in pictures for shape in picture.shapes} == {1} else "3"
+    return "3" if any(shape[-1] == 3 for picture in pictures for shape in picture.shapes) else "1"
 
 
 def _default_to_adapting(values):
@@ -408,6 +408,8 @@ def _check_noisy(values, experiment):
         raise UserError(f"{flag}: expected one level of images that are noisy already, received a range.")
     if values.validation not in (None, "none", "held_out"):
         raise UserError(f"--validation: with --noisy, expected held_out or none, received '{values.validation}'.")
+    if values.train_data == "sample":
+        raise UserError("--train_data: expected the noisy images, received none.")
 
 
 def _check_start(start, experiment):

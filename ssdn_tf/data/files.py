@@ -19,7 +19,7 @@ from collections.abc import Callable
 import imagecodecs
 import numpy as np
 import tifffile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ssdn_tf.data import images, zarr_files
 from ssdn_tf.errors import UserError
@@ -59,6 +59,7 @@ class Picture:
 
     path: the file.
     dtype: of the planes (of the first page's, should a TIFF mix them).
+    dtypes: of all planes, each once.
     shape, axes: of the whole file, as tifffile names axes: 'YX', 'YXS', 'ZYX', 'TZCYX', S samples, Q unknown;
         for TIFFs with pages of several shapes ((number of planes,), 'Q').
     shapes: [H, W, C] of every plane, known without loading it.
@@ -74,6 +75,10 @@ class Picture:
 
     def __len__(self):
         return len(self.shapes)
+
+    @property
+    def dtypes(self):
+        return self.kept.get("dtypes", [self.dtype])
 
     def __getitem__(self, i):
         """Plane i, a new array [H, W, C]; of a Zarr, a `zarr_files.Plane`, which is read when it is sliced.
@@ -101,7 +106,7 @@ def read(path):
         UserError: no picture, damaged or empty.
     """
     path = pathlib.Path(path)
-    with _readable(path):
+    with images.reading(path):
         if zarr_files.is_zarr(path):
             return Picture(path, *zarr_files.read(path), {"zarr": path})
         with path.open("rb") as file:
@@ -113,20 +118,6 @@ def read(path):
         if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return _read_tiff(path)
         return _read_single(path)
-
-
-@contextlib.contextmanager
-def _readable(name):
-    """Whatever reading a damaged file raises (its decoders raise anything), as one UserError."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        if isinstance(error, UnidentifiedImageError):
-            reason = "not PNG, JPEG, BMP, WebP, TIFF or NumPy"
-        raise UserError(f"{name}: expected a picture, received a file that cannot be read ({reason}).") from error
 
 
 def find(path):
@@ -179,6 +170,8 @@ def write(path, picture, planes):
     suffix = path.suffix.lower()
     check_suffix(path, picture)
     planes = _matching(path, picture, planes)
+    if suffix in (".npy", zarr_files.SUFFIX) and "alpha" in picture.kept:
+        images.warn(f"{picture.path}: transparency is left out of a {suffix} file.")
     if suffix == zarr_files.SUFFIX:
         like = picture.kept.get("zarr")
         shape = picture.shape if like else _common_shape(picture)
@@ -204,7 +197,7 @@ def check_suffix(path, picture):
     """Raises UserError if files with the suffix of this path cannot hold a Picture."""
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
     if path.suffix.lower() not in fitting:
-        what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {picture.dtype}"
+        what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
 
@@ -214,7 +207,9 @@ def _fits(suffix, picture):
         return len(picture) == 1 and picture.dtype.name in SINGLE[suffix]
     if suffix in TIFF and "units" in picture.kept:
         return True
-    return len(set(picture.shapes)) == 1 and (suffix in (".npy", zarr_files.SUFFIX) or picture.dtype.itemsize <= 8)
+    if len(set(picture.shapes)) > 1 or len(picture.dtypes) > 1:
+        return False
+    return suffix in (".npy", zarr_files.SUFFIX) or picture.dtype.itemsize <= 8
 
 
 def _matching(path, picture, planes):
@@ -266,8 +261,6 @@ def _read_numpy(path):
 
 
 def _write_numpy(file, picture, planes):
-    if "alpha" in picture.kept:
-        images.warn(f"{picture.path}: transparency is left out of a NumPy file.")
     dtype = picture.kept.get("numpy", picture.dtype)
     shape = picture.shape if "numpy" in picture.kept else _common_shape(picture)
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -332,13 +325,8 @@ def _encode(path, suffix, picture, pixels):
         return data[:33] + kept.get("chunks", b"") + data[33:]  # after the signature and the header
     options = {key: kept[key] for key in _PILLOW_INFO if key in kept}
     if suffix != ".png":
-        options |= dict(quality=95, subsampling=0, lossless=kept.get("lossless", True), exact=True)
-    file = io.BytesIO()
-    try:
-        Image.fromarray(_joined(pixels)).save(file, format=Image.registered_extensions()[suffix], **options)
-    except ValueError as error:  # WebP of more than 16383 pixels
-        raise UserError(f"{path}: expected a picture that {suffix} can hold, received '{error}'.") from error
-    return file.getvalue()
+        options |= images.QUALITY | {"lossless": kept.get("lossless", True)}
+    return images.encode(path, pixels, **options)
 
 
 # TIFF. A page stores a unit: one picture, or several gray ones. A stack of ImageJ or tifffile may have a single
@@ -408,11 +396,12 @@ def _read_tiff(path):
     with contextlib.ExitStack() as stack:
         tif = stack.enter_context(tifffile.TiffFile(path, _multifile=False))
         names = [f"{path}, page {number + 1} of {len(tif.pages)}" for number in range(len(tif.pages))]
-        layouts, nbytes = [], 0
+        layouts, dtypes, nbytes = [], [], 0
         for number, name in enumerate(names):
-            with _readable(name):
+            with images.reading(name):
                 page = tif.pages.get(number)
                 layouts.append(_layout(page, name))
+                dtypes.append(_dtype(page))
                 nbytes += page.nbytes * (3 if layouts[-1].palette else 1)
         _check_chain(path, tif)
         units = _units(path, tif)
@@ -425,18 +414,18 @@ def _read_tiff(path):
 
         def load(i):
             number, unit, sample = index[i]
-            with lock, _readable(names[number]):
+            with lock, images.reading(names[number]):
                 pixels = unit_of(number, unit)
             plane = pixels[..., :3] if layouts[number].colour else pixels[..., sample : sample + 1]
             # A large picture fits into memory once, but perhaps not twice.
             shared = kept_units or units > 1 or plane.size < pixels.size
             return plane.astype(plane.dtype.newbyteorder("="), copy=bool(shared))
 
-        kept = {"units": units, "bytes": nbytes}
+        kept = {"units": units, "bytes": nbytes, "dtypes": list(dict.fromkeys(dtypes))}
         if any(layout.carried for layout in layouts):
             kept["alpha"] = None
         samples = sum(layout.height * layout.width * layout.samples for layout in layouts) * units
-        picture = Picture(path, _dtype(tif.pages.get(0)), *_axes(tif, shapes, samples), shapes, load, kept)
+        picture = Picture(path, dtypes[0], *_axes(tif, shapes, samples), shapes, load, kept)
         weakref.finalize(picture, stack.pop_all().close)
         return picture
 

@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import io
+import math
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 import tqdm
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ssdn_tf.errors import UserError
 
@@ -39,14 +40,14 @@ def read(path):
     Raises:
         UserError: the file cannot be read, or is no picture.
     """
-    with _no_picture(path):
+    with reading(path):
         data = pathlib.Path(path).read_bytes()
     return decode(data, path)
 
 
 def decode(data, name):
     """The same of the bytes of a file; `name` is for errors."""
-    with _no_picture(name), Image.open(io.BytesIO(data)) as image:
+    with reading(name), Image.open(io.BytesIO(data)) as image:
         if getattr(image, "n_frames", 1) > 1:
             warn(f"{name}: only the first of its {image.n_frames} pictures is used.")
         if _is_deep_colour(image):
@@ -57,7 +58,7 @@ def decode(data, name):
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
             pixels = np.asarray(image).astype(np.int64)
             if pixels.min() < 0 or pixels.max() > 65535:
-                raise UserError(f"{name}: expected 8 or 16 bit, received values up to {pixels.max()}.")
+                raise UserError(f"{name}: expected 8 or 16 bit, received values from {pixels.min()} to {pixels.max()}.")
             return pixels.astype(np.uint16)[..., None]
         mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
         pixels = np.asarray(image.convert(mode))
@@ -65,12 +66,17 @@ def decode(data, name):
 
 
 @contextlib.contextmanager
-def _no_picture(name):
-    """Whatever reading a file raises, as one UserError."""
+def reading(name):
+    """Whatever reading a damaged file raises (its decoders raise anything), as one UserError."""
     try:
         yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: expected a picture, received a file that cannot be read ({error}).") from error
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its format is none of the known ones"
+        raise UserError(f"{name}: expected a picture, received a file that cannot be read ({reason}).") from error
 
 
 def _is_deep_colour(image):
@@ -81,10 +87,7 @@ def _is_deep_colour(image):
 
 
 def _decode_deep_colour(data, kind):
-    try:
-        pixels = _first_page(data) if kind == "TIFF" else imagecodecs.png_decode(data)
-    except (imagecodecs.PngError, tifffile.TiffFileError) as error:
-        raise ValueError(error) from error
+    pixels = _first_page(data) if kind == "TIFF" else imagecodecs.png_decode(data)
     if pixels.dtype != np.uint16:
         raise ValueError(f"expected 8 or 16 bit, received {pixels.dtype}")
     return pixels[..., : 3 if pixels.shape[-1] > 2 else 1]
@@ -106,6 +109,39 @@ def encode_png(pixels):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
+
+
+QUALITY = {"quality": 95, "subsampling": 0, "lossless": True, "exact": True}  # lossless: WebP
+
+
+def encode(path, pixels, **options):
+    """The bytes of a file with the suffix of `path`, by Pillow. pixels: uint8 [H, W, S]; options: of the format.
+
+    Raises:
+        UserError: the format cannot hold the picture.
+    """
+    suffix, file = path.suffix.lower(), io.BytesIO()
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    try:
+        picture.save(file, format=Image.registered_extensions()[suffix], **options)
+    except ValueError as error:  # WebP of more than 16383 pixels
+        raise UserError(f"{path}: expected a picture that {suffix} can hold, received '{error}'.") from error
+    return file.getvalue()
+
+
+def checked_range(limits):
+    """(black, white) of two numbers.
+
+    Raises:
+        UserError: they are not finite, or black is not below white.
+    """
+    try:
+        black, white = map(float, limits)
+        if -math.inf < black < white < math.inf:
+            return black, white
+    except (TypeError, ValueError):
+        pass
+    raise UserError(f"expected a range of black and white such as (100, 4095), received {limits!r}.")
 
 
 def to_float(pixels):
@@ -152,7 +188,7 @@ def to_uint8(image):
 
 
 def write(path, image):
-    """Writes float [H,W,C] in [0, 1] as 8 bit, or uint8 and uint16 as they are. JPEG is written with quality 95.
+    """Writes float [H,W,C] in [0, 1] as 8 bit, or uint8 and uint16 as they are. JPEG has quality 95, WebP no loss.
 
     The suffix of the path says the format; 16 bit goes into PNG only. The file appears whole
     or not at all.
@@ -171,10 +207,8 @@ def write(path, image):
         return write_whole(path, lambda file: file.write(encode_png(pixels)))
     if pixels.dtype == np.uint16:
         raise UserError(f"{path}: expected a name ending in .png for 16 bit, received '{path.suffix}'.")
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    kind = Image.registered_extensions()[suffix]
-    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
-    write_whole(path, lambda file: Image.fromarray(pixels).save(file, format=kind, **options))
+    options = QUALITY if suffix in (".jpg", ".jpeg", ".webp") else {}
+    write_whole(path, lambda file: file.write(encode(path, pixels, **options)))
 
 
 def reason(error):
@@ -221,6 +255,11 @@ def write_whole(path, write_to):
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_text(path, text):
+    """As `write_whole`, for text."""
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def write_whole_folder(path, write_to):
@@ -291,5 +330,5 @@ def size(path):
     Raises:
         UserError: the file is no picture.
     """
-    with _no_picture(path), Image.open(path) as image:
+    with reading(path), Image.open(path) as image:
         return image.height, image.width

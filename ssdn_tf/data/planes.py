@@ -37,8 +37,8 @@ def readable(planes, read):
 def measured_range(planes):
     """(black, white) of a set of planes of one dtype.
 
-    8 bit: 0 and 255. Floats within -0.5 and 1.5: 0 and 1. 16 bit that reaches the upper half: 0 and 65535. All others
-    (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
+    8 bit: 0 and 255. Floats within -0.5 and 1.5, not all below 0.1: 0 and 1. 16 bit that reaches the upper half: 0 and
+    65535. All others (12 bit in 16, a camera's offset, counts): what 0.1 % and 99.9 % of the pixels stay below.
 
     Args:
         planes: iterable of [H,W,C], of a large set `spread` over it. Damaged ones are left out; without any, 0 and 1.
@@ -177,10 +177,15 @@ class NoisyPlanes:
 
 
 def _planes(paths, folder):
-    """(name, plane in memory) of all files; one that cannot be read, or its rest, is left out with a warning."""
+    """(name, plane in memory) of all files; what cannot be read is left out with a warning."""
     for path in paths:
         try:
-            for number, plane in enumerate(files.read(path)):
-                yield f"{name_of(path, folder)}#{number}", np.asarray(plane)
+            picture = files.read(path)
         except UserError as error:
             images.warn(f"left out {error}")
+            continue
+        for number in range(len(picture)):
+            try:
+                yield f"{name_of(path, folder)}#{number}", np.asarray(picture[number])
+            except UserError as error:
+                images.warn(f"left out {error}")

@@ -126,7 +126,8 @@ def _is_encoded(tfds, spec, features):
     # Not float32: TFDS keeps those as PNG too, the four bytes of a pixel as its RGBA.
     dtypes = (np.uint8, np.uint16) if encoded else (np.uint8,)
     if not _is_picture(image) or image.np_dtype not in dtypes:
-        raise UserError(f"{spec}: expected pictures of uint8 [H,W,C] as 'image', received {image!r}.")
+        names = " or ".join(np.dtype(dtype).name for dtype in dtypes)
+        raise UserError(f"{spec}: expected pictures of {names} [H,W,C] as 'image', received {image!r}.")
     return encoded
 
 

@@ -65,7 +65,7 @@ class Page:
             curves="\n".join(self._curves),
             data=data,
         )
-        images.write_whole(path, lambda file: file.write(text.encode()))
+        images.write_text(path, text)
 
     def _table(self):
         columns = list(dict.fromkeys(name for _, cells in self._rows for name in cells))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import pathlib
 import time
 import zlib
@@ -63,7 +64,8 @@ def image_set(name, data_dir=None):
         folder = pathlib.Path(name)
         if not folder.is_dir():
             raise UserError(f"expected one of {', '.join(SETS)}, sample or a folder, received '{name}'.")
-        return _image_set(folder.name, folder, images.find(folder), 1)
+        # "." has no name; a link keeps its own.
+        return _image_set(pathlib.Path(os.path.abspath(folder)).name, folder, images.find(folder), 1)
     folder, pattern, repeats = SETS[name]
     if not data_dir:
         raise UserError(f"expected a data_dir with the folder '{folder}' in it for {name}, received none.")
@@ -75,8 +77,8 @@ def image_set(name, data_dir=None):
 
 
 def _image_set(label, folder, files, repeats):
-    for file in files:  # before hours of work, as all scores are written at the end
-        metrics.check_size(file, images.size(file))
+    for file in files:  # before hours of work
+        metrics.check_size(file, images.read(file).shape[:2])
     return ImageSet(label, files, repeats, [file.relative_to(folder).as_posix() for file in files])
 
 
@@ -225,6 +227,8 @@ def baseline_method(name, tested, predictor=None):
         baselines.package()
 
     def denoise(case):
+        if name == "median":
+            return Prediction(function(case.noisy, None))
         parameter = case.parameter if predictor is None else predictor.fit([predictor.pixels(case.padded)])
         return Prediction(function(case.noisy, mean_std(noise, case.noisy, parameter)))
 
@@ -232,9 +236,7 @@ def baseline_method(name, tested, predictor=None):
 
 
 def mean_std(noise, noisy, parameter):
-    """Root of the mean variance of additive noise in a picture [H,W,C]; None for other noise."""
-    if not isinstance(noise, AdditiveNoise):
-        return None
+    """Root of the mean variance of additive noise in a picture [H,W,C]."""
     # The noisy picture stands for the clean one: their means agree.
     mean = noisy.astype(np.float64).mean(axis=(0, 1), keepdims=True)[None]
     variance = noise.variance(Prior(mean, None), np.reshape(np.float64(parameter), (1, 1, 1, -1)))

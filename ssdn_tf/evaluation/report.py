@@ -1,5 +1,6 @@
 """Results for people to read: a Markdown table, results.json, and strips of pictures."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -139,8 +140,7 @@ def _number(value, digits=2):
 
 def write_json(path, value):
     """Writes strict JSON, whole or not at all. Infinity and NaN, which JSON does not have, become null."""
-    text = _text(_finite(value)) + "\n"
-    images.write_whole(path, lambda file: file.write(text.encode()))
+    images.write_text(path, _text(finite(value)) + "\n")
 
 
 def _text(value, indent=""):
@@ -159,11 +159,12 @@ def _holds_an_object(value):
     return any(isinstance(part, dict) or _holds_an_object(part) for part in parts)
 
 
-def _finite(value):
+def finite(value):
+    """The value as strict JSON has it: with null for infinity and NaN."""
     if isinstance(value, dict):
-        return {key: _finite(v) for key, v in value.items()}
+        return {key: finite(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
+        return [finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -177,12 +178,18 @@ def cells_and_views(label, denoiser, case, prediction, row):
     return cells, {name: picture for name, picture in views.items() if picture is not None}
 
 
+def history(run_dir):
+    """The rows of the history.jsonl of a run, but for one that a full disk has cut off."""
+    path, rows = pathlib.Path(run_dir) / "history.jsonl", []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def add_curves(page, run_dir):
     """Adds what the history of a run says to a `page.Page`."""
-    try:
-        rows = [json.loads(line) for line in (pathlib.Path(run_dir) / "history.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return
+    rows = history(run_dir)
     titles = {"psnr": ("PSNR in training", "dB"), "held_out_loss": ("held-out loss", "nats"), "loss": ("loss", "nats")}
     for key, (title, unit) in titles.items():
         points = [(row["images"], row[key]) for row in rows if row.get(key) is not None]

@@ -60,9 +60,7 @@ class ClusterDenoiser(pictures.PictureDenoiser):
 def _result(number, tile, future):
     try:
         return number, tile, *future.result()
-    except UserError:
-        raise
-    except Exception as error:  # Dask raises what a worker raises, and its own
+    except Exception as error:  # what a worker raises, such as that it lacks the model; and Dask's own
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         advice = "all need this package" if isinstance(error, ImportError) else "the same command goes on"
         raise Interrupted(f"a worker of the cluster cannot denoise ({reason}); {advice}.") from error

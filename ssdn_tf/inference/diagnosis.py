@@ -42,7 +42,7 @@ class Fit:
             if shown is None or (len(level.numbers) > 1 and (error > value or not value)):
                 continue
             # The level of a gain g is 1 / g, with the error of g over g^2.
-            error = error / value**2 if number.gain else abs(number.to_level(error)) if number.scale != 1 else error
+            error = error / value**2 if number.gain else number.to_level(error)
             parts.append(f"{number.name} {shown:.3g}" + ("" if math.isnan(error) else f" +- {error:.1g}"))
         return ", ".join(parts)
 
@@ -162,7 +162,7 @@ def _standard_errors(log_likelihood, values, count):
 
 
 def _correlation(picture):
-    """Correlation of neighbouring noise, (horizontal, vertical), from the diagonal details of the flattest blocks.
+    """Correlation of neighbouring noise, (horizontal, vertical), from second differences in flat regions.
 
     In flat regions, second differences along one axis of white noise have a correlation with the same differences one
     pixel aside (across that axis) of 0, and correlated noise has its own there.

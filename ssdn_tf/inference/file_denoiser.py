@@ -10,7 +10,7 @@ import tifffile
 import ssdn_tf
 from ssdn_tf.data import files, images, planes
 from ssdn_tf.errors import Interrupted, UserError
-from ssdn_tf.inference import pictures
+from ssdn_tf.inference import pictures, precision
 from ssdn_tf.inference.pieces import Pieces
 
 _SHOWN = 1024  # side of a view
@@ -45,7 +45,7 @@ class FileDenoiser:
                 return self.one(*pair, levels.get(pair[0]))
             except UserError as error:
                 # A new one: the traceback of the old one keeps the files open that are gone, and the disk full.
-                return UserError(str(error))
+                return UserError(f"{pair[0]}: {error}" if isinstance(error, Interrupted) else str(error))
 
         if self.worker.workers == 1:
             yield from map(safe, pairs)
@@ -149,6 +149,7 @@ class FileDenoiser:
             "limits": list(self.limits),
             "tile": self.worker.tile,
             "ensemble": self.worker.ensemble,
+            "precision": precision.used(),
             "level": level,
             "uncertainty": self.uncertainty,
             "version": ssdn_tf.__version__,

@@ -50,11 +50,18 @@ class PictureDenoiser:
         self._loaded = {}
 
     def predictor(self, channels):
-        """The Predictor for planes with so many channels."""
+        """The Predictor for planes with so many channels.
+
+        Raises:
+            UserError: it would lose the colours.
+        """
         name = self._model or pretrained.DEFAULTS[channels]
         if name not in self._loaded:
             self._loaded[name] = self._load(name)
-        return self._loaded[name]
+        found = self._loaded[name]
+        if channels > found.experiment.channels:
+            raise UserError(f"expected a network for colour, received {name}, which is for gray pictures.")
+        return found
 
     def fit_set(self, planes, limits):
         """Fits one noise parameter to all planes (an iterable of arrays), for those of their number of channels."""
@@ -145,7 +152,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
         Denoised.
 
     Raises:
-        UserError: the image is none, has NaN, or the model is none.
+        UserError: the image is none, or has NaN; the model is none, or for gray pictures only; the range is none.
     """
     image = np.asarray(image)
     if image.ndim < 2 or not image.size or image.dtype.kind not in "uif":
@@ -158,7 +165,10 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
     check_size(planes[0].shape)
     worker = PictureDenoiser(model, tile, ensemble, load=load_once)
     sampled = (planes[i] for i in spread(len(planes)))
-    limits = value_range or ranges.find(sampled, worker.predictor, bool(noise))[0]
+    if value_range is None:
+        limits = ranges.find(sampled, worker.predictor, bool(noise))[0]
+    else:
+        limits = images.checked_range(value_range)
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)

@@ -132,7 +132,7 @@ class Predictor:
             Prediction.
 
         Raises:
-            ValueError: another shape, or a tile side that cannot be used.
+            ValueError: another shape, or a tile side or an ensemble that cannot be used.
             UserError: the model needs a noise parameter and cannot fit one, received none; or a SavedModel and an
                 ensemble.
         """
@@ -154,6 +154,8 @@ class Predictor:
         Raises:
             as `denoise`.
         """
+        if not 1 <= ensemble <= 8:
+            raise ValueError(f"expected an ensemble of 1 to 8 orientations, received {ensemble}.")
         if ensemble > 1 and not isinstance(self.model, keras.Model):
             raise UserError("expected a run or a network of the package for an ensemble, received a SavedModel.")
         if len(noisy.shape) != 3 or noisy.shape[-1] != self.experiment.channels or not all(noisy.shape):
@@ -274,8 +276,9 @@ class Predictor:
     @property
     def trained_range(self):
         """(black, white) of the noisy pictures that the model was trained on; None where they were clean."""
-        options = self.source.details.get("options", {}) if self.source else {}
-        return tuple(options["value_range"]) if options.get("value_range") else None
+        details = self.source.details if self.source else {}
+        training = details.get("options") or details.get("training") or {}  # of a run; of a SavedModel
+        return tuple(training["value_range"]) if training.get("value_range") else None
 
     def _parameter(self, given):
         """The noise parameter to feed, zeros where the model ignores it, or _FITTED."""

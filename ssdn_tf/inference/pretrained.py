@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from ssdn_tf.data.images import write_whole
+from ssdn_tf.data.images import write_text
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import checkpoints
 
@@ -64,4 +64,4 @@ def write_weights(name, run_dir, model, folder=FOLDER):
 def write_card(name, about, folder=FOLDER):
     """Writes the model card of a network, a dict; "figures" in it is {set: {noise: PSNR}}."""
     text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-    write_whole(folder / f"{name}.json", lambda file: file.write(text.encode()))
+    write_text(folder / f"{name}.json", text)

@@ -7,7 +7,7 @@ from ssdn_tf.data.planes import UnitView, measured_range, readable, spread
 from ssdn_tf.inference.predictor import MIDDLE
 
 PLANES = 16  # most that the black level is fitted to
-_ALIKE = 4.0  # a range of a training is taken if that of the pictures is at most this many times as wide or as narrow
+_ALIKE = 4.0  # a range of a training is taken if that of the pictures meets it, at most this much wider or narrower
 
 
 def find(planes, predictor_of, noise_is_known=False):
@@ -38,7 +38,7 @@ def find(planes, predictor_of, noise_is_known=False):
     channels = middles[0].shape[-1]
     model = predictor_of(channels)
     trained = model.trained_range
-    if trained and 1 / _ALIKE <= _width(limits) / _width(trained) <= _ALIKE:
+    if trained and _are_alike(limits, trained):
         return trained, "as in the training"
     if noise_is_known:
         return limits, "measured"
@@ -57,6 +57,11 @@ def with_black_level(limits, model, planes):
     if not black:
         return limits, "measured"
     return (limits[0] + black * _width(limits), limits[1]), "black found by the noise"
+
+
+def _are_alike(one, other):
+    overlap = one[0] < other[1] and other[0] < one[1]
+    return overlap and 1 / _ALIKE <= _width(one) / _width(other) <= _ALIKE
 
 
 def _width(limits):

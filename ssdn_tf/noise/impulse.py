@@ -58,14 +58,9 @@ class ImpulseNoise(NoiseModel):
         return ops.where(value < _ALPHA_KNEE, value, _ALPHA_END - room / (1.0 + over))
 
     def unconstrain(self, parameter):
-        """Inverse of `constrain`, for alpha below 1 - 1e-6.
-
-        Raises:
-            ValueError: alpha is larger.
-        """
+        """Inverse of `constrain`, for alpha below 1 - 1e-6; a larger one counts as 1 - 2e-6."""
         room = _ALPHA_END - _ALPHA_KNEE
-        if parameter >= _ALPHA_END:
-            raise ValueError(f"a learned alpha stays below {_ALPHA_END}. Received: {parameter}")
+        parameter = min(parameter, _ALPHA_END - 1e-6)
         if parameter > _ALPHA_KNEE:
             parameter = _ALPHA_KNEE + room * (room / (_ALPHA_END - parameter) - 1.0)
         return super().unconstrain(parameter)

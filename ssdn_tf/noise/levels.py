@@ -2,7 +2,8 @@
 
 A level is the number that people say: sigma 25 (of 255), lam 30 photons, alpha 0.5. A parameter is the same
 quantity in the unit of the formulas, where intensities are in [0, 1]: sigma 25/255. A noise model with two numbers
-(`Levels`) has tuples of them, in one order; inside such a level, None stands for noise of that kind that is not there.
+(`Levels`) has tuples of them, in one order; inside such a level, a lam of None or a sigma of 0 stands for noise that is
+not there.
 
 Flags, run names, data, the SavedModel and its client all read this table. It imports no Keras, because the client
 does without. Error messages here do not name a flag; `commands.level_flags` adds its name.

@@ -6,7 +6,6 @@ Loads neither TensorFlow nor Keras.
 import collections
 import concurrent.futures
 import os
-import sys
 
 import numpy as np
 from tqdm import tqdm
@@ -43,7 +42,9 @@ def plan(source, target, overwrite):
         raise UserError(f"the input is a folder, so the output must be one too, received the file '{target}'.")
     if target.resolve() == source.resolve():
         raise UserError(f"input and output must differ, received '{target}' for both.")
-    files = [file for file in images.find(source) if target.resolve() not in file.resolve().parents]
+    files = images.find(source)
+    if source.resolve() in target.resolve().parents:  # what an earlier start has denoised is no input
+        files = [file for file in files if target.resolve() not in file.resolve().parents]
     pairs = _pairs(files, source, target)
     new = [(file, place) for file, place in pairs if overwrite or not place.exists()]
     if len(new) < len(pairs):
@@ -52,11 +53,13 @@ def plan(source, target, overwrite):
 
 
 def _pairs(files, source, target):
-    pairs = {}
+    pairs, sources = {}, {file.resolve() for file in files}
     for file in files:
         place = target / file.relative_to(source).with_suffix(".png")
         if place in pairs:
             raise UserError(f"{pairs[place]} and {file} would both be written to {place}; rename one of them.")
+        if place.resolve() in sources:
+            raise UserError(f"{file} would be written over the input {place}; choose another output folder.")
         pairs[place] = file
     return [(file, place) for place, file in pairs.items()]
 
@@ -168,7 +171,7 @@ def run(jobs, denoiser, in_flight):
 
 
 class _Pool(concurrent.futures.ThreadPoolExecutor):
-    """Does not wait for running requests when an error ends the block."""
+    """An error in the block cancels the requests that wait; those on their way are waited for as the process ends."""
 
     def __exit__(self, kind, *_):
         self.shutdown(wait=kind is None, cancel_futures=True)
@@ -182,8 +185,7 @@ def _requests(jobs, channels, strict):
         except UserError as error:
             if strict:
                 raise
-            with tqdm.external_write_mode(sys.stderr):
-                images.warn(str(error))
+            images.warn(str(error))
             continue
         for tile in job.tiles:
             yield job, tile, tile.cut(pixels)

@@ -12,7 +12,7 @@ import random
 import time
 import urllib.parse
 
-from ssdn_tf.errors import UserError
+from ssdn_tf.errors import optional
 from ssdn_tf.serving.rest import Rest
 from ssdn_tf.serving.transport import ServerError, Signature
 
@@ -48,12 +48,8 @@ def connect(address, model, version=None, timeout=120.0, retries=5):
         return Server(Rest(address, parts, port, model, version, timeout), retries)
     if parts.path.strip("/"):
         raise wrong
-    try:
+    with optional(f"{address} needs the package grpcio", "serving", "; http:// works without it"):
         from ssdn_tf.serving.rpc import Rpc
-    except ImportError as error:
-        raise UserError(
-            f"{address} needs the package grpcio (pip install 'ssdn_tf[serving]'); http:// works without it."
-        ) from error
     target = f"{f'[{host}]' if ':' in host else host}:{port or 8500}"
     return Server(Rpc(address, target, model, version, timeout), retries)
 

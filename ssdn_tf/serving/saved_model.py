@@ -75,7 +75,7 @@ class Endpoints:
         return {"denoised": self.posterior(noisy, noise_parameter)["denoised"]}
 
     def posterior(self, noisy, noise_parameter=None):
-        """All outputs of the model, [N,H,W,C] each; noise_parameter [N]."""
+        """All outputs of the model, [N,H,W,C] each; noise_parameter [N], or [N,2] with two numbers."""
         return self._outputs(noisy) if noise_parameter is None else self._outputs(noisy, noise_parameter)
 
     def _compute(self, noisy, noise_parameter=None):
@@ -222,6 +222,8 @@ def run_card(options, step, history):
     training = {name: getattr(options, name) for name in names} | {"images_seen": options.images_seen(step)}
     training["stages"] = [dataclasses.asdict(stage) for stage in options.stages]
     training["pictures"] = "noisy" if options.noisy_already else "clean, noise added"
+    if options.value_range:
+        training["value_range"] = list(options.value_range)
     last = history[-1] if history else {}
     keys = {"psnr": "psnr", "psnr_mu_x": "psnr_mu_x", "noise_level": "learned_level"}
     return {"training": training, "validation": {new: last[old] for old, new in keys.items() if old in last}}
@@ -243,6 +245,8 @@ def export(model, experiment, card, output):
         ValueError: `output` is a file or a single SavedModel.
         UserError: the file system refuses.
     """
+    import tensorflow as tf
+
     output = pathlib.Path(output)
     if output.is_file() or (output / "saved_model.pb").exists():
         raise ValueError(f"expected a folder for the versions of a model, received '{output}'.")
@@ -253,6 +257,8 @@ def export(model, experiment, card, output):
         return _move_into_place(temporary, output)
     except OSError as error:
         raise UserError(f"{output}: cannot write the model ({error.strerror or error}).") from error
+    except tf.errors.OpError as error:  # what TensorFlow makes of an OSError
+        raise UserError(f"{output}: cannot write the model ({error.message}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -72,7 +72,8 @@ def stage_samples(options, store, number):
     if models.anneals(experiment):
 
         def exponent(index):
-            return schedules.annealed_exponent(index, options.train_images)
+            # Until the budget is planned, there is no end; those steps only measure the speed.
+            return schedules.annealed_exponent(index, options.train_images) if options.planned else 2.0
 
     pictures = store.at_least(crop)
     return Samples(

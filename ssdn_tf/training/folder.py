@@ -80,6 +80,8 @@ def claim(run_dir, options):
         # The folder is ours, so the process that was writing these was killed.
         for name in _WRITTEN:
             images.remove_leftovers(run_dir / name)
+        if not has_begun(run_dir):
+            (run_dir / "noise.json").unlink(missing_ok=True)  # of another training, which ended before its first step
         options = _write_or_compare(run_dir, options)
         on_error.pop_all()
     return lock, options
@@ -115,8 +117,7 @@ def _lock(run_dir):
 
 def write_options(run_dir, options):
     """Writes options.json."""
-    text = json.dumps(options.to_dict(), indent=2) + "\n"
-    images.write_whole(pathlib.Path(run_dir) / "options.json", lambda file: file.write(text.encode()))
+    images.write_text(pathlib.Path(run_dir) / "options.json", json.dumps(options.to_dict(), indent=2) + "\n")
 
 
 def _write_or_compare(run_dir, options):

@@ -88,7 +88,7 @@ def find(options, run_dir, store):
 def save(found, run_dir):
     """Writes the noise into the folder of a run."""
     text = json.dumps(dataclasses.asdict(found), indent=1) + "\n"
-    images.write_whole(pathlib.Path(run_dir) / NAME, lambda file: file.write(text.encode()))
+    images.write_text(pathlib.Path(run_dir) / NAME, text)
 
 
 def with_level(options, found):

@@ -9,8 +9,8 @@ from keras import ops
 class Skipping:
     """What both optimizers add to those of Keras.
 
-    A step with a non-finite gradient changes neither weights nor moments. It still counts for the schedule and for
-    the bias correction. `skipped` counts such steps, `skipped_in_a_row` the latest run of them.
+    A step whose gradient has no finite length changes neither weights nor moments. It still counts for the schedule and
+    for the bias correction. `skipped` counts such steps, `skipped_in_a_row` the latest run of them.
 
     With `use_ema`, `averages` hold the weights averaged over steps. The momentum of the average grows to
     `ema_momentum`, as (1 + t) / (10 + t) after t steps, so that the start is forgotten. Unlike in Keras, the end of a
@@ -36,7 +36,8 @@ class Skipping:
     def apply(self, grads, trainable_variables=None):
         if trainable_variables is not None and not self.built:
             self.build(trainable_variables)
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in grads]))
+        # Of the length, as Keras clips by it: the square of a finite number may not be finite.
+        finite = ops.isfinite(ops.sum(ops.stack([ops.sum(ops.square(g)) for g in grads])))
         # NaN everywhere tells `update_step`, which sees one variable at a time.
         super().apply([ops.where(finite, g, ops.full_like(g, float("nan"))) for g in grads], trainable_variables)
         one = ops.cast(ops.logical_not(finite), "int32")

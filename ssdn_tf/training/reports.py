@@ -11,7 +11,7 @@ import numpy as np
 from ssdn_tf.data import images
 from ssdn_tf.denoisers import models
 from ssdn_tf.errors import UserError
-from ssdn_tf.evaluation import metrics, protocol
+from ssdn_tf.evaluation import metrics, protocol, report
 from ssdn_tf.inference.predictor import Predictor
 from ssdn_tf.noise.levels import LEVELS
 
@@ -77,33 +77,24 @@ class History:
 
     def __init__(self, run_dir, images_seen):
         self.path = pathlib.Path(run_dir) / "history.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
         # What came after the checkpoint is trained, and reported, again.
-        kept = [line for line in lines if _images(line) <= images_seen]
-        if len(kept) < len(lines):
-            text = "".join(line + "\n" for line in kept)
-            images.write_whole(self.path, lambda file: file.write(text.encode()))
-        self.seconds = json.loads(kept[-1])["seconds"] if kept else 0.0
+        self.rows = [row for row in report.history(run_dir) if row["images"] <= images_seen]
+        if self.path.exists():
+            self._write()
+        self.seconds = self.rows[-1]["seconds"] if self.rows else 0.0
         self.writer = _event_writer(run_dir)
 
     def add(self, row):
-        # JSON has no NaN.
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self.rows.append(report.finite(row))
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(clean) + "\n")
-        except OSError as error:
-            images.warn(f"{self.path}: a line of the history is lost ({error.strerror}).")
-        if self.writer:
-            self.writer(row)
+            self._write()
+            if self.writer:
+                self.writer(row)
+        except (OSError, UserError) as error:  # a full disk; the next report tries again
+            images.warn(f"{self.path}: a report is not written ({error}).")
 
-
-def _images(line):
-    """Of a line of the history; infinite where a full disk cut it off."""
-    try:
-        return json.loads(line)["images"]
-    except ValueError:
-        return math.inf
+    def _write(self):
+        images.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def _event_writer(run_dir):

@@ -26,7 +26,7 @@ _MEASURED_SECONDS = 10  # at most
 class Run:
     """One training in one folder, which no other process can train meanwhile.
 
-    With several workers each makes a Run; only the chief's folder is read and written.
+    With several workers each makes a Run. Only the chief's folder is written; the others read what it has of the noise.
 
     Args:
         options: options.Options.
@@ -203,7 +203,7 @@ class Run:
         """Trains to the end, to a signal (then `stopped_by_signal` is True) or to the deadline, once.
 
         Args:
-            checkpoint_seconds: between two checkpoints; they are this and one step apart.
+            checkpoint_seconds: between two checkpoints, which are this and one step apart; a new stage counts anew.
             deadline: on the clock of `time.monotonic`; training ends after the step in progress.
 
         Returns:

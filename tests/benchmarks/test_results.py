@@ -43,6 +43,13 @@ def test_rows_are_grouped_by_noise_and_stand_beside_the_papers(tmp_path):
         ["sigma 25", "paper: blindspot-sigma_known", "32.45"],
     ]
     assert rows("--paper=n2c", *files)[6] == ["sigma 25", "paper: n2c", "32.46"]
+    files += (write(tmp_path / "e.json", *network, "known", "additive", [None, 25.0], psnr=31.5),)
+    text = files[-1].read_text().replace("trained-blindspot", "trained-blindspot-x8")
+    files[-1].write_text(text)
+    write(tmp_path / "f.json", *network, "known", "impulse", 0.0, psnr=None)  # no picture has an error
+    table = rows(*files, tmp_path / "f.json")
+    assert ["sigma 25", "additive-rgb-x8, level told", "31.50 (0.25)"] in table
+    assert ["sigma 25", "additive-rgb, level told", "31.44 (0.25)"] in table
     # The paper has nothing for Poisson-Gaussian noise.
     assert [row[1] for row in table if row[0] == "lam 50, sigma 10"] == ["noisy", "additive-rgb, level told"]
     assert rows("--show=found", *files)[2:] == [["sigma 25", "additive-rgb, level found", "sigma 24.8"]]

@@ -66,7 +66,7 @@ WRONG = {
     "--network=huge": "network.*huge",
     "--average=1": "average",
     "--learning_rate=0": "--learning_rate: expected a number above 0, received 0",
-    "--learning_rate=nan": "--learning_rate: expected a number above 0, received nan",
+    "--learning_rate=nan": "--learning_rate: expected a finite number, received nan",
     "--experiment=gauss25": "--experiment: expected one of .* received 'gauss25'",
     "--experiment=gauss25-n2c --sigma=5": "--experiment describes the run already; remove --sigma",
     "--pipeline=n2c --parameter_source=known": "--parameter_source is only for --pipeline=blindspot",
@@ -159,9 +159,27 @@ def test_the_next_command_denoises_noisy_images_and_measures_on_clean_ones():
 
 
 def test_noisy_images_of_an_unknown_level_are_not_named_by_one():
-    assert options("--noisy").experiment.name == "gauss-blindspot-sigma_global-compact"
-    assert options("--noisy", "--sigma=30").experiment.name == "gauss30-blindspot-sigma_known-compact"
-    assert isinstance(options("--noisy").experiment.draw_parameter(None), float)
+    noisy = ("--noisy", "--train_data=x")
+    assert options(*noisy).experiment.name == "gauss-blindspot-sigma_global-compact"
+    assert options(*noisy, "--sigma=30").experiment.name == "gauss30-blindspot-sigma_known-compact"
+    assert isinstance(options(*noisy).experiment.draw_parameter(None), float)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--noisy"], "--train_data: expected the noisy images, received none"),
+        (["--preset=adapt"], "--train_data: expected the noisy images, received none"),
+        (["--budget="], "--budget: expected a time such as"),
+        (["--clip_norm=inf"], "--clip_norm: expected a finite number, received inf"),
+        (["--average=nan"], "--average: expected a finite number, received nan"),
+        (["--max_minutes=nan"], "--max_minutes: expected a finite number, received nan"),
+    ],
+)
+def test_flags_that_would_train_something_else_are_refused(flags, words, tmp_path, capsys):
+    arguments = ["x.py", f"--run_dir={tmp_path / 'run'}", *flags]
+    assert cli.execute(train.main, train_flags.define, "TEXT", arguments) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_a_named_experiment_is_the_published_row():

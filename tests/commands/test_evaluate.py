@@ -139,6 +139,21 @@ def test_baselines_get_the_same_noise_and_its_level(run_dir, pictures, tmp_path)
         assert a["psnr_noisy"] == b["psnr_noisy"] and (a["psnr"] == b["psnr"]) == (a["name"] == "median")
 
 
+def test_what_is_done_is_kept_where_the_rest_fails(run_dir, pictures, tmp_path, monkeypatch):
+    evaluate_one, done = protocol.evaluate, []
+
+    def stopped(*arguments):
+        if done:
+            raise KeyboardInterrupt
+        done.append(evaluate_one(*arguments))
+        return done[0]
+
+    monkeypatch.setattr(protocol, "evaluate", stopped)
+    flags = [f"--model={run_dir}", f"--dataset={pictures}", "--sigma=25", "--baseline=median", f"--output={tmp_path}"]
+    assert call(*flags) == 130
+    assert [result["name"] for result in results(tmp_path)["results"]] == [done[0]["name"]]
+
+
 def test_a_baseline_alone_in_gray(pictures, tmp_path):
     flags = ["--model=none", "--baseline=median", "--channels=1", "--sigma=25", f"--dataset={pictures}"]
     assert call(*flags, f"--output={tmp_path}") == 0

@@ -66,6 +66,25 @@ def test_the_model_card_says_where_the_model_comes_from(saved_model):
     assert card["network"] == {"design": "tiny", "grid": 2, "reach": 15} and card["precision"] == "float32"
 
 
+def test_a_level_is_for_a_published_file(run_dir, tmp_path, capsys):
+    for flag in ("--sigma=25", "--alpha=abc"):
+        assert call(export.main, f"--model={run_dir}", f"--output={tmp_path / 'm'}", flag) == 1
+        assert "is for a published network file" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_saved_model_keeps_the_range_of_the_training(tmp_path):
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    np.save(noisy / "a.npy", np.random.default_rng(0).integers(100, 4000, (64, 64)).astype(np.uint16))
+    flags = ["--noisy", "--noise=gaussian", "--range=90,4100", "--validation=none", "--train_images=2", "--stages=32x1"]
+    flags += [f"--train_data={noisy}", f"--run_dir={tmp_path / 'run'}", "--network=tiny", "--jit=off"]
+    assert call(train.main, *flags) == 0
+    assert call(export.main, f"--model={tmp_path / 'run'}", f"--output={tmp_path / 'm'}") == 0
+    for model in ("run", "m"):
+        assert predictor.load(tmp_path / model).trained_range == (90, 4100)
+
+
 def test_bfloat16_is_exported_where_it_is_asked_for(run_dir, pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset({"amx_bf16"}))
     monkeypatch.setattr(precision, "_used", "auto")

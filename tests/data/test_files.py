@@ -414,6 +414,18 @@ def test_pages_of_different_kinds_come_back(tmp_path):
     assert_same_tiff(tmp_path / "a.tif", tmp_path / "b.tif")
 
 
+def test_pages_of_two_dtypes_go_into_a_tiff_alone(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        for dtype in ("uint8", "uint16"):
+            writer.write(numbers((5, 7), dtype), photometric="minisblack")
+    picture = files.read(tmp_path / "a.tif")
+    assert [dtype.name for dtype in picture.dtypes] == ["uint8", "uint16"] and picture.dtype == np.uint8
+    files.check_suffix(tmp_path / "b.tif", picture)
+    for suffix in (".npy", ".zarr"):  # which have one dtype
+        with pytest.raises(UserError, match="for 2 planes of uint8 and uint16"):
+            files.check_suffix(tmp_path / f"b{suffix}", picture)
+
+
 def test_lookup_table_colours_intensities(tmp_path):
     green = np.zeros((3, 256), np.uint16)
     green[1] = np.arange(256) * 257
@@ -723,7 +735,13 @@ def test_transparency_goes_where_it_can_and_is_told_otherwise(tmp_path, samples,
     copy(tmp_path / "a.png", tmp_path / "b.tif")
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), pixels)
     assert capsys.readouterr().err == ""
-    for source, target in (("a.png", "b.jpg"), ("a.png", "b.npy"), ("b.tif", "c.png"), ("a.png", "b.bmp")):
+    for source, target in (
+        ("a.png", "b.jpg"),
+        ("a.png", "b.npy"),
+        ("b.tif", "c.png"),
+        ("a.png", "b.bmp"),
+        ("a.png", "b.zarr"),
+    ):
         copy(tmp_path / source, tmp_path / target)
         assert "transparency is left out" in capsys.readouterr().err, target
 

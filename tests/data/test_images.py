@@ -378,6 +378,27 @@ def test_the_middle_is_a_view_of_at_most_that_side(shape, side, expected):
     assert np.array_equal(found, picture[expected]) and np.shares_memory(found, picture)
 
 
+def test_a_damaged_tiff_in_sixteen_bits_is_refused_by_name(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 65536, (40, 50, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib", metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif") as tif:
+        place = tif.pages[0].dataoffsets[0]
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    data[place : place + 200] = bytes(200)
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(UserError, match="a.tif: expected a picture, received a file that cannot be read"):
+        images.read(tmp_path / "a.tif")
+
+
+def test_webp_loses_nothing_and_has_a_largest_size(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    images.write(tmp_path / "a.webp", pixels)
+    assert np.array_equal(images.read(tmp_path / "a.webp"), pixels)
+    with pytest.raises(UserError, match="b.webp: expected a picture that .webp can hold"):
+        images.write(tmp_path / "b.webp", np.zeros((1, 20000, 3), np.uint8))
+    assert not (tmp_path / "b.webp").exists()
+
+
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("byteorder", "<>")
 def test_sixteen_bits_of_a_tiff_in_colour_are_read(tmp_path, planar, byteorder, capsys):

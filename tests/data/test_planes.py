@@ -74,6 +74,14 @@ def test_what_cannot_be_used_is_left_out_with_a_warning(tmp_path, capsys):
         NoisyPlanes(paths[2:], 32)
 
 
+def test_a_bad_page_leaves_the_others_of_its_stack(tmp_path, capsys):
+    stack = np.random.default_rng(0).random((4, 40, 40), np.float32)
+    stack[1, 0, 0] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
+    assert NoisyPlanes([tmp_path / "a.tif"], 32).names == ["a.tif#0", "a.tif#2", "a.tif#3"]
+    assert "a.tif, plane 2 of 4: expected finite numbers" in capsys.readouterr().err
+
+
 def test_pictures_of_two_dtypes_need_a_range(tmp_path):
     images.write(tmp_path / "a.png", np.zeros((40, 40, 3), np.uint8))
     images.write(tmp_path / "b.png", np.zeros((40, 40, 3), np.uint16))

@@ -326,7 +326,7 @@ def test_a_malformed_spec_is_an_error(spec, tmp_path, without_tfds):
         ("tfds:tiny_encoded:train[:0]", "expected a split with pictures, received an empty one"),
         ("tfds:tiny_labels:train", "the feature 'image', received one with: height, label"),
         ("tfds:tiny_float:train", "expected pictures of uint8 [H,W,C] as 'image', received Tensor("),
-        ("tfds:tiny_float_image:train", "expected pictures of uint8 [H,W,C] as 'image', received Image("),
+        ("tfds:tiny_float_image:train", "expected pictures of uint8 or uint16 [H,W,C] as 'image', received Image("),
         ("tfds:tiny_video:train", "expected pictures of uint8 [H,W,C] as 'image', received Video("),
         ("tfds:tiny_remote:train", "received 'ConnectionError: Failed to resolve 'example.org''"),
         ("tfds:imagenet2012:validation", "does not exist or is empty'"),

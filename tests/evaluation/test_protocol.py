@@ -2,6 +2,8 @@ import json
 
 import numpy as np
 import pytest
+import support
+import tifffile
 from PIL import Image
 
 from ssdn_tf.denoisers.experiments import Experiment
@@ -100,9 +102,9 @@ def test_standard_errors_over_pictures_and_over_noise():
 
 def test_the_table_names_the_papers_figure_and_says_which_were_not_checked():
     text = report.table([result()])
-    assert "| 32.45 |" in text and "not checked" not in text
+    assert "| 32.45 |" in text and "not verified" not in text
     text = report.table([result(experiment=Experiment(noise="impulse", low=0.5, high=0.5, likelihood="mixture"))])
-    assert "| 32.98* |" in text and "not checked" in text
+    assert "| 32.98* |" in text and "not verified" in text
     assert "| - |" in report.table([result(experiment=Experiment(low=17, high=17))]).splitlines()[-1]
 
 
@@ -237,6 +239,20 @@ def test_sets_that_are_missing_are_refused(tmp_path):
     ]:
         with pytest.raises(UserError, match=words):
             protocol.image_set(name, folder)
+
+
+def test_a_folder_is_named_also_where_its_path_is_not(tmp_path, monkeypatch):
+    place = support.write_pictures(tmp_path / "mine", 1, 5, 6)
+    monkeypatch.chdir(place)
+    (tmp_path / "link").symlink_to(place)
+    assert [protocol.image_set(path).label for path in (".", "../mine", "../link")] == ["mine", "mine", "link"]
+
+
+def test_a_picture_that_cannot_be_read_is_told_before_any_work(tmp_path):
+    place = support.write_pictures(tmp_path / "mine", 1, 5, 6)
+    tifffile.imwrite(place / "z.tif", np.zeros((20, 20), np.float32))  # its header is good
+    with pytest.raises(UserError, match="z.tif: expected 8 or 16 bit"):
+        protocol.image_set(place)
 
 
 def test_baselines_are_for_additive_noise_but_for_the_median():

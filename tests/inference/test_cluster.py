@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import threading
 import time
@@ -115,7 +116,21 @@ def test_what_a_worker_raises_is_a_sentence(eager, run_dir, folder, tmp_path, ca
         flags = [f"--model={run_dir}", f"--input={folder / '0.tif'}", f"--cluster={cluster.scheduler_address}"]
         assert call(*flags, f"--output={tmp_path / 'x.tif'}") == 1
     error = capsys.readouterr().err
-    assert "error: a worker of the cluster cannot denoise (No module named 'ssdn_tf'); all need this package" in error
+    sentence = "0.tif: a worker of the cluster cannot denoise (No module named 'ssdn_tf'); all need this package."
+    assert "error: " in error and sentence in error
+
+
+def test_a_worker_without_the_model_is_no_fault_of_the_picture(eager, run_dir, folder, tmp_path, capsys, monkeypatch):
+    def missing(*_):
+        raise UserError("expected the folder of a run, received 'x', which does not exist.")
+
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        flags = [f"--model={run_dir}", f"--input={folder}", f"--output={tmp_path / 'out'}"]
+        monkeypatch.setattr(cluster_module, "_worker", missing)
+        assert call(*flags, f"--cluster={cluster.scheduler_address}") == 1
+    error = capsys.readouterr().err
+    for name in ("0.tif", "large.tif"):  # each is named
+        assert re.search(f"left out .*{name}: a worker of the cluster cannot denoise .*the same command goes on", error)
 
 
 def test_workers_compute_in_the_precision_that_was_asked_for(run_dir, monkeypatch):

@@ -97,8 +97,9 @@ class Knows:
         (Knows((5.0, 900.0)), True, (5, 900)),
         (Knows((0.0, 1.0)), False, (20, 1000)),
         (Knows((0.0, 65535.0)), False, (20, 1000)),
+        (Knows((5000.0, 6000.0)), False, (20, 1000)),
     ],
-    ids=["found", "the level is told", "not of this noise", "trained", "trained, told", "of floats", "of 16 bit"],
+    ids=["found", "level told", "not of this noise", "trained", "trained, told", "of floats", "of 16 bit", "elsewhere"],
 )
 def test_the_range_is_that_of_the_training_or_measured_with_the_black_level(model, known, expected):
     planes = [np.tile(np.uint16([[[0]], [[1000]]]), (8, 8, 1))] * 2
@@ -139,11 +140,25 @@ def test_a_set_can_have_one_noise_level(models):
         (np.array([["a", "b"]]), {}, "of numbers"),
         (np.zeros((4, 4)), {"noise": {"alpha": 0.5}}, "noise: expected lam or sigma"),
         (np.zeros((4, 4)), {"noise": {"sigma": -1}}, "noise: expected a number between 0 and 255"),
+        (np.zeros((4, 4)), {"value_range": (0, 0)}, r"expected a range of black and white such as \(100, 4095\)"),
+        (np.zeros((4, 4)), {"value_range": (4095, 100)}, "expected a range of black and white"),
+        (np.zeros((4, 4)), {"value_range": (0, np.inf)}, "expected a range of black and white"),
+        (np.zeros((4, 4)), {"value_range": 255}, "expected a range of black and white"),
+        (np.zeros((4, 4, 3)), {"model": "gray"}, "expected a network for colour, received gray"),
     ],
 )
 def test_wrong_input_gets_a_sentence(wrong, options, words):
     with pytest.raises(UserError, match=words):
         ssdn_tf.denoise(wrong, **options)
+
+
+def test_a_range_may_be_an_array_and_an_ensemble_has_eight_at_most():
+    pixels = image("uint8", (9, 11))
+    one, other = (ssdn_tf.denoise(pixels, value_range=limits).denoised for limits in ((0, 255), np.array([0, 255])))
+    assert np.array_equal(one, other)
+    for ensemble in (0, 9):
+        with pytest.raises(ValueError, match="expected an ensemble of 1 to 8"):
+            ssdn_tf.denoise(pixels, ensemble=ensemble)
 
 
 @pytest.mark.parametrize("shape", [(1, 2), (2, 1, 3), (5, 5)])

@@ -410,6 +410,17 @@ def test_a_folder_inside_the_input_is_not_read_and_the_input_is_not_written(doub
     assert "input and output must differ" in capsys.readouterr().err
 
 
+def test_the_output_may_be_above_the_input_but_not_replace_it(double, folder, run, tmp_path, capsys):
+    assert run(double.urls["rest"], "--sigma=25", target=".") == 0
+    assert written(tmp_path) >= {"a.png", "b.png", "c.png", "below/d.png"} and len(sent(double)) == 4
+    images.write(folder / "in" / "a.png", random_pixels(8, 8))  # in/in/a.png would become in/a.png
+    before = (folder / "a.png").read_bytes()
+    for flags in ([], ["--overwrite"]):
+        assert run(double.urls["rest"], "--sigma=25", *flags, target=".") == 1
+        assert "would be written over the input" in capsys.readouterr().err
+    assert (folder / "a.png").read_bytes() == before
+
+
 def test_two_pictures_that_would_get_one_name_are_refused(double, folder, run, capsys):
     images.write(folder / "a.jpg", random_pixels(8, 8))
     assert run(double.urls["rest"], "--sigma=25") == 1

@@ -358,6 +358,6 @@ def test_without_grpcio_only_grpc_is_missing(double, monkeypatch):
     monkeypatch.setitem(sys.modules, "grpc", None)
     monkeypatch.delitem(sys.modules, "ssdn_tf.serving.rpc", raising=False)
     monkeypatch.delattr(sys.modules["ssdn_tf.serving"], "rpc", raising=False)
-    with pytest.raises(UserError, match=r"needs the package grpcio \(pip install 'ssdn_tf\[serving\]'\)"):
+    with pytest.raises(UserError, match=r'needs the package grpcio \(pip install "ssdn_tf\[serving\]"; http:// works'):
         remote.connect(double.urls["grpc"], "ssdn")
     assert remote.connect(double.urls["rest"], "ssdn").signatures()

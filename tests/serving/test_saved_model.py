@@ -503,13 +503,18 @@ def test_a_number_that_another_export_takes_meanwhile_is_left_to_it(tmp_path, mo
     assert (tmp_path / "1" / "saved_model.pb").read_bytes() == b"theirs"
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), tf.errors.ResourceExhaustedError(None, None, "No space left")],
+    ids=["Python's", "TensorFlow's"],
+)
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, error):
     def full(model, experiment, card, folder):
         fake_write(model, experiment, card, folder)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise error
 
     monkeypatch.setattr(saved_model, "_write", full)
-    with pytest.raises(UserError, match=r"cannot write the model \(No space left on device\)"):
+    with pytest.raises(UserError, match=r"cannot write the model \(No space left.*\)"):
         saved_model.export(None, None, {}, tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []
 

@@ -144,7 +144,9 @@ def test_the_images_that_a_budget_allows_are_kept_by_the_folder(tmp_path):
 
 def test_a_start_that_failed_before_its_first_checkpoint_blocks_no_other(tmp_path):
     folder.claim(tmp_path / "run", BUDGET)[0].close()
+    (tmp_path / "run" / "noise.json").write_text("{}")  # of its images, which would be taken for those of the other
     other = dataclasses.replace(BUDGET, seed=3)
     lock, options = folder.claim(tmp_path / "run", other)
     lock.close()
     assert options == other == folder.read_options(tmp_path / "run")
+    assert not (tmp_path / "run" / "noise.json").exists()

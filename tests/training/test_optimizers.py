@@ -123,13 +123,17 @@ def test_skips_are_counted_in_all_and_in_a_row():
 
 
 def test_a_gradient_of_huge_but_finite_numbers_is_applied():
-    """Only what is not finite is skipped; the square of 1e30 overflows in the second moment, as in Adam."""
+    """Only what has no finite length is skipped, as 1e30, whose square would overflow in the second moment."""
     ours, our_weights = started(SkippingAdam(1e-2, **SETTINGS))
     adam, weights = started(keras.optimizers.Adam(1e-2, **SETTINGS))
     for optimizer, mine in ((ours, our_weights), (adam, weights)):
         optimizer.apply(spoilt(3, 0, 1e18), mine)
     assert_equal(state(ours, our_weights), state(adam, weights))
     assert int(ours.skipped) == 0
+    before = state(ours, our_weights)
+    ours.apply(spoilt(4, 0, 1e30), our_weights)
+    assert_equal(state(ours, our_weights), before)
+    assert int(ours.skipped) == 1
 
 
 def test_the_counters_are_variables_that_a_checkpoint_can_hold():

@@ -1,6 +1,7 @@
 """A run end to end with a small network: the same weights whether or not it was interrupted, and nothing lost."""
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -375,6 +376,19 @@ def test_a_budget_is_planned_once_and_trained_from_the_untouched_start(large_pic
     assert again.schedule.stages == [(n, s.batch_size, s.share) for n, s in zip(images, unplanned)]
 
 
+def test_an_annealed_loss_can_have_a_budget(large_pictures, tmp_path, monkeypatch):
+    """Its exponent follows from the number of images, which is not known before the budget is planned."""
+    monkeypatch.setattr(training, "_MEASURED_STEPS", 2)
+    experiment = Experiment("impulse", 0.5, 0.5, pipeline="n2n", parameter_source=None, network="tiny")
+    stages = tuple(dataclasses.replace(stage, images=None) for stage in STAGES["stages"])
+    asked = dataclasses.replace(options(large_pictures, stages=stages, budget=6.0), experiment=experiment)
+    run = training.Run(asked, tmp_path / "a")
+    assert run.options.planned
+    samples = [build.stage_samples(run.options, run.store, number) for number in (0, 1)]
+    exponents = [float(np.ravel(samples[n].batch(at, 1)["exponent"])[0]) for n, at in ((0, 0), (1, 10**9))]
+    assert exponents == [2.0, 0.5]
+
+
 def test_validation_uses_the_averaged_weights_and_gives_the_others_back(pictures, tmp_path):
     run = training.Run(options(pictures), tmp_path / "a")
     run.fit()
@@ -407,6 +421,22 @@ def test_of_a_history_only_whole_rows_up_to_the_checkpoint_are_kept(tmp_path):
     path.write_text("".join(rows) + '{"images": 4, "lo')  # as a full disk leaves it
     assert History(tmp_path, images_seen=8).seconds == 1.5
     assert path.read_text() == "".join(rows[:2])
+
+
+def test_a_full_disk_at_a_report_costs_the_report_alone(tmp_path, capsys):
+    history = History(tmp_path, images_seen=0)
+
+    def full(row):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    history.writer, writer = full, history.writer
+    history.add({"images": 4, "seconds": 1.0, "loss": math.nan, "noise_level": (1.0, math.inf)})
+    assert "a report is not written" in capsys.readouterr().err
+    history.writer = writer
+    history.add({"images": 8, "seconds": 2.0})
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert rows[0] == {"images": 4, "seconds": 1.0, "loss": None, "noise_level": [1.0, None]}
+    assert rows[1]["images"] == 8
 
 
 def test_tensorboard_finds_an_event_file(uninterrupted):
