@@ -113,7 +113,7 @@ def tile_from_flags(v, denoiser):
     """(side, halo) of the tiles, for the network's grid and reach."""
     halo = min(_HALO, denoiser.reach) if v.halo is None else v.halo
     tile = v.tile // denoiser.grid * denoiser.grid
-    least = tiling.to_grid(2 * halo, denoiser.grid) + denoiser.grid
+    least = tiling.least_side(halo, denoiser.grid)
     if tile < least:
         raise UserError(f"--tile: expected at least {least} with --halo={halo}, received {v.tile}.")
     return tile, halo

@@ -324,9 +324,7 @@ def _encode(path, suffix, picture, pixels):
         data = images.encode_png(pixels)
         return data[:33] + kept.get("chunks", b"") + data[33:]  # after the signature and the header
     options = {key: kept[key] for key in _PILLOW_INFO if key in kept}
-    if suffix != ".png":
-        options |= images.QUALITY | {"lossless": kept.get("lossless", True)}
-    return images.encode(path, pixels, **options)
+    return images.encode(path, pixels, lossless=kept.get("lossless", True), **options)
 
 
 # TIFF. A page stores a unit: one picture, or several gray ones. A stack of ImageJ or tifffile may have a single

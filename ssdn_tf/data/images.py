@@ -111,16 +111,23 @@ def encode_png(pixels):
     return file.getvalue()
 
 
-QUALITY = {"quality": 95, "subsampling": 0, "lossless": True, "exact": True}  # lossless: WebP
+_QUALITY = {"quality": 95, "subsampling": 0, "lossless": True, "exact": True}  # lossless: WebP
 
 
 def encode(path, pixels, **options):
-    """The bytes of a file with the suffix of `path`, by Pillow. pixels: uint8 [H, W, S]; options: of the format.
+    """The bytes of a file with the suffix of `path`, by Pillow: JPEG of quality 95, WebP without loss.
+
+    Args:
+        path: what it will be called.
+        pixels: uint8 [H, W, S].
+        options: of the format, for Pillow; they go before these.
 
     Raises:
         UserError: the format cannot hold the picture.
     """
     suffix, file = path.suffix.lower(), io.BytesIO()
+    if suffix in (".jpg", ".jpeg", ".webp"):
+        options = _QUALITY | options
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     try:
         picture.save(file, format=Image.registered_extensions()[suffix], **options)
@@ -207,8 +214,7 @@ def write(path, image):
         return write_whole(path, lambda file: file.write(encode_png(pixels)))
     if pixels.dtype == np.uint16:
         raise UserError(f"{path}: expected a name ending in .png for 16 bit, received '{path.suffix}'.")
-    options = QUALITY if suffix in (".jpg", ".jpeg", ".webp") else {}
-    write_whole(path, lambda file: file.write(encode(path, pixels, **options)))
+    write_whole(path, lambda file: file.write(encode(path, pixels)))
 
 
 def reason(error):

@@ -110,9 +110,14 @@ def spans(length, side, halo, grid):
     return found
 
 
+def least_side(halo, grid):
+    """The smallest side of a tile with room for two halos and something to keep."""
+    return to_grid(2 * halo, grid) + grid
+
+
 def check_side(side, halo, grid):
     """Raises ValueError unless tiles of this side are on the grid and have room for two halos and something to keep."""
-    least = to_grid(2 * halo, grid) + grid
+    least = least_side(halo, grid)
     if halo < 0 or side < least or side % grid:
         raise ValueError(f"expected a tile side that is a multiple of {grid} from {least} on, received {side}.")
 

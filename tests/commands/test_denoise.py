@@ -298,7 +298,9 @@ def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
     assert not lines["2.png"].endswith(("sigma 10", "sigma 40"))  # an empty cell is found
     for text, words in {
         "file,sigma\n1.png,10\n": "expected a row for each picture in",
-        "file,sigma\n1.png,-3\n": "1.png: expected a number between 0 and 255 (std in 255ths of the range), received",
+        "file,sigma\n1.png,-3\n": (
+            "1.png: expected a number between 0 and 255 (std in 255ths of the range), received '-3'"
+        ),
         "file,gamma\n1.png,10\n": "expected the columns file and sigma or lam or alpha, received file, gamma",
         "file,sigma\n1.png,1\n1.png,2\n": "expected each file once, received '1.png' twice",
         "": "expected the columns file and",
