@@ -301,22 +301,17 @@ def _found_range(values, survey, worker):
     """The range of the set, said aloud where it is not that of 8 bit."""
     from ssdn_tf.inference import ranges
 
-    noise_is_known = bool(_given_levels(values) or values.levels)
+    noise_is_known = bool(level_flags.given(values) or values.levels)
     limits, origin = ranges.find(_sampled_planes(survey.files), worker.predictor, noise_is_known)
     if limits != (0.0, 255.0):
         print(f"Range: black {limits[0]:.6g}, white {limits[1]:.6g} ({origin}; --range sets another).")
     return limits
 
 
-def _given_levels(values):
-    """Names of the noise levels that flags say."""
-    return [name for name in level_flags.names() if values[name].value is not None]
-
-
 def _levels_of_files(values, pairs):
     """{file: {"sigma": 25.0}} of --levels; of a file without levels, the noise is found. {} without the flag."""
     from_set = values.noise_from == "set"
-    ways = ["levels"] * bool(values.levels) + _given_levels(values)[:1] + ["noise_from=set"] * from_set
+    ways = ["levels"] * bool(values.levels) + level_flags.given(values)[:1] + ["noise_from=set"] * from_set
     if len(ways) > 1:
         raise UserError(f"--{ways[0]} and --{ways[1]} both say the noise level; give one of them.")
     if not values.levels:

@@ -47,9 +47,9 @@ def main(values):
     model = model_flag.load(values)
     if model.source.kind == "saved_model":
         raise UserError("--model: expected a run, a network of the package or a published file, received a SavedModel.")
-    given = [f"--{name}" for name in level_flags.names() if values[name].value is not None]
+    given = level_flags.given(values)
     if given and model.source.kind != "published":
-        raise UserError(f"{given[0]} is for a published network file; {model.experiment.name} says its own level.")
+        raise UserError(f"--{given[0]} is for a published network file; {model.experiment.name} says its own level.")
     details = {"run": _run, "published": _published, "pretrained": _pretrained}[model.source.kind](values, model)
     model = _with_source(values, model)
     dtype = model.model.get_layer("unet").compute_dtype

@@ -31,6 +31,11 @@ def names():
     return list(NAMES)
 
 
+def given(values):
+    """The names of the flags that are set."""
+    return [name for name in NAMES if values[name].value is not None]
+
+
 def choice(kind=None):
     """The flags of a noise model, or all, as part of a sentence: "--sigma, --lam or --alpha"."""
     *first, last = (f"--{name}" for name in (NAMES if kind is None else names_of(kind)))
@@ -99,13 +104,13 @@ def read_any(values):
     Raises:
         UserError: no noise model has these flags together, or a number is not legal.
     """
-    given = {name for name in NAMES if values[name].value is not None}
-    if not given:
+    names = given(values)
+    if not names:
         return None
     for kind in LEVELS:
-        if given == set(names_of(kind)):
+        if set(names) == set(names_of(kind)):
             return (kind, *read(values, kind))
-    listed = " and ".join(f"--{name}" for name in NAMES if name in given)
+    listed = " and ".join(f"--{name}" for name in names)
     raise UserError(f"expected one noise level, received {listed}.")
 
 
@@ -115,10 +120,9 @@ def refuse_ranges(values):
     Raises:
         UserError: as `read_any`, or a range.
     """
-    for name, level in NAMES.items():
-        if values[name].value is not None:
-            with cli.errors_about(name):
-                level.parse_one(values[name].value)
+    for name in given(values):
+        with cli.errors_about(name):
+            NAMES[name].parse_one(values[name].value)
     read_any(values)
 
 
@@ -142,9 +146,9 @@ def read_table(path):
     for row in rows:
         if row["file"] in levels:
             raise UserError(f"{path}: expected each file once, received '{row['file']}' twice.")
-        given = {name: row[name] for name in NAMES if row.get(name)}
+        cells = {name: row[name] for name in NAMES if row.get(name)}
         try:
-            levels[row["file"]] = {name: NAMES[name].parse_one(text) for name, text in given.items()}
+            levels[row["file"]] = {name: NAMES[name].parse_one(text) for name, text in cells.items()}
         except ValueError as error:
             raise UserError(f"{path}, {row['file']}: {error}") from None
     return levels
