@@ -206,6 +206,8 @@ def _pairs(values):
             raise UserError(f"--output: expected a name ending in one of {listed}, received '{target}'.")
         if target.exists() and source.samefile(target):
             raise UserError(f"--output: expected another name than that of --input, received '{source}' for both.")
+        if target.resolve() in source.resolve().parents:
+            raise UserError(f"--output: expected a name beside --input, received '{target}', which holds it.")
         return _checked(values, [(source, target)])
     if target.is_file():
         raise UserError(f"--output: expected a folder for the pictures of a folder, received the file '{target}'.")
@@ -262,7 +264,7 @@ def _survey(values, pairs):
     for source, target in pairs:
         try:
             picture = files.read(source)
-            files.check_suffix(target, picture)
+            files.check_target(target, picture)
         except UserError as error:
             if _is_alone(values, pairs):
                 raise

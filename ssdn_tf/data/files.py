@@ -36,8 +36,9 @@ _LOSSLESS = (1, 5, 8, 32773, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA
 _ADOBE_DEFLATE = 8
 _JPEG = (6, 7)
 _ORIENTATION = 274
-_RGB, _PALETTE, _YCBCR = 2, 3, 6
-_PHOTOMETRIC = (0, 1, _RGB, _PALETTE, 5, _YCBCR)  # 0, 1: gray; 5: inks
+_BAND = 256  # rows of a plane that are checked at once
+_GRAY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
+_PHOTOMETRIC = (0, _GRAY, _RGB, _PALETTE, 5, _YCBCR)  # 0, 1: gray; 5: inks
 # Tags that the writer makes anew: they follow from how the pixels are stored. The rest is copied byte by byte.
 _STORAGE_TAGS = frozenset(
     [*range(256, 260), 254, 262, 266, 273, *range(277, 280), 282, 283, 284, *range(288, 290), 292, 293, 296, 317, 320]
@@ -90,7 +91,7 @@ class Picture:
         plane = self.load(i)
         if isinstance(plane, zarr_files.Plane):
             return plane
-        if plane.dtype.kind == "f" and (wrong := np.size(plane) - np.count_nonzero(np.isfinite(plane))):
+        if plane.dtype.kind == "f" and (wrong := _count_not_finite(plane)):
             name = f"{self.path}, plane {i + 1} of {len(self)}"
             raise UserError(f"{name}: expected finite numbers, received {wrong} that are NaN or infinite.")
         return plane
@@ -163,12 +164,12 @@ def write(path, picture, planes):
         are rounded and clipped to the dtype of the picture; floats are clipped to its largest finite number.
 
     Raises:
-        UserError: the suffix is unknown or cannot hold this, numbers are not finite, or the disk refuses.
+        UserError: as `check_target`, numbers are not finite, or the disk refuses.
         ValueError: planes of other shapes or another number than the picture's.
     """
     path = pathlib.Path(path)
     suffix = path.suffix.lower()
-    check_suffix(path, picture)
+    check_target(path, picture)
     planes = _matching(path, picture, planes)
     if suffix in (".npy", zarr_files.SUFFIX) and "alpha" in picture.kept:
         images.warn(f"{picture.path}: transparency is left out of a {suffix} file.")
@@ -176,8 +177,9 @@ def write(path, picture, planes):
         like = picture.kept.get("zarr")
         shape = picture.shape if like else _common_shape(picture)
         cast_planes = (cast(plane, picture.dtype) for plane in planes)
+        samples = picture.shapes[0][-1] == 3
         images.write_whole_folder(
-            path, lambda folder: zarr_files.write(folder, cast_planes, shape, picture.dtype, like)
+            path, lambda folder: zarr_files.write(folder, cast_planes, shape, picture.dtype, samples, like)
         )
         return
 
@@ -193,13 +195,15 @@ def write(path, picture, planes):
     images.write_whole(path, write_to)
 
 
-def check_suffix(path, picture):
-    """Raises UserError if files with the suffix of this path cannot hold a Picture."""
+def check_target(path, picture):
+    """Raises UserError if a Picture cannot be written there, for the suffix or for a folder with other files."""
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
     if path.suffix.lower() not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
+    if path.is_dir() and not (path.suffix.lower() == zarr_files.SUFFIX and zarr_files.is_zarr(path)):
+        raise UserError(f"{path}: expected a name for a new picture, received a folder with other files.")
 
 
 def _fits(suffix, picture):
@@ -222,12 +226,18 @@ def _matching(path, picture, planes):
         plane = np.asarray(plane)
         if plane.shape != shape:
             raise ValueError(f"{path}, plane {number}: expected shape {shape}, received {plane.shape}")
-        if plane.dtype.kind == "f" and not np.isfinite(plane).all():
-            wrong = f"{np.count_nonzero(~np.isfinite(plane))} that are NaN or infinite"
-            raise UserError(f"{path}, plane {number} of {total}: expected finite numbers to write, received {wrong}.")
+        if plane.dtype.kind == "f" and (wrong := _count_not_finite(plane)):
+            name = f"{path}, plane {number} of {total}"
+            raise UserError(f"{name}: expected finite numbers to write, received {wrong} that are NaN or infinite.")
         yield plane
     if next(planes, None) is not None:
         raise ValueError(f"{path}: expected {total} planes, received more")
+
+
+def _count_not_finite(plane):
+    """How many values are NaN or infinite, without an array of the plane's size, which may be a memory map."""
+    bands = (plane[top : top + _BAND] for top in range(0, len(plane), _BAND))
+    return sum(band.size - np.count_nonzero(np.isfinite(band)) for band in bands)
 
 
 def cast(plane, dtype):
@@ -285,6 +295,8 @@ def _read_single(path):
         if getattr(image, "n_frames", 1) > 1:
             images.warn(f"{path}: only the first of its {image.n_frames} pictures is used.")
         kept = {key: image.info[key] for key in _PILLOW_INFO if key in image.info}
+        # Pillow puts the texts of a PNG among them, whatever they are called.
+        kept = {key: value for key, value in kept.items() if key == "comment" or not isinstance(value, str)}
         kept["lossless"] = image.format != "WEBP" or b"VP8L" in data
         if image.format == "PNG":
             kept["chunks"] = b"".join(chunk for name, chunk in _png_chunks(data) if name in _PNG_CHUNKS)
@@ -504,12 +516,14 @@ def _page_options(source, page, layout, dropped):
     lossless = page.compression in _LOSSLESS
     options = dict(metadata=None, software=False, subfiletype=page.subfiletype)
     options["photometric"] = _RGB if layout.colour else page.photometric
+    if options["photometric"] == _PALETTE and layout.samples > 1:
+        options["photometric"] = _GRAY  # TIFF has no palette beside transparency, though Pillow writes one
     options["compression"] = page.compression if lossless else _ADOBE_DEFLATE
     if lossless and page.predictor in (2, 3):
         options["predictor"] = page.predictor
     if layout.samples > 1:
         options |= dict(planarconfig=page.planarconfig, extrasamples=page.extrasamples or None)
-    if page.photometric == _PALETTE and not layout.palette:
+    if options["photometric"] == _PALETTE:
         options["colormap"] = page.colormap
     if page.is_tiled and page.tilelength % 16 == page.tilewidth % 16 == 0:
         options["tile"] = (page.tilelength, page.tilewidth)
@@ -537,7 +551,8 @@ def _raw(source, tag):
 def _orientation(kept):
     """How a viewer turns the picture, by its Exif: 1 to 8, as in TIFF."""
     exif = Image.Exif()
-    exif.load(kept.get("exif", b""))
+    with contextlib.suppress(Exception):  # Exif may be damaged, which makes the pixels no worse
+        exif.load(kept.get("exif", b""))
     return exif.get(_ORIENTATION, 1)
 
 

@@ -281,6 +281,8 @@ def write_whole_folder(path, write_to):
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -316,8 +318,10 @@ def _walk(folder):
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        is_folder = entry.is_dir() and not entry.is_symlink()
-        if is_folder and entry.suffix.lower() != ".zarr":
+        is_folder = entry.is_dir()
+        if is_folder and entry.is_symlink():
+            warn(f"left out {entry}: links to folders are not followed.")
+        elif is_folder and entry.suffix.lower() != ".zarr":
             yield from _walk(entry)
         elif is_folder or entry.is_file():
             yield entry

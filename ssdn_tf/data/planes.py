@@ -1,11 +1,12 @@
 """Noisy pictures of any kind as training data, and the range of their intensities. NumPy."""
 
+import math
 import pathlib
 
 import numpy as np
 
 from ssdn_tf.data import files, images
-from ssdn_tf.data.samples import Subset
+from ssdn_tf.data.samples import Store
 from ssdn_tf.errors import UserError
 
 SAMPLED = 32  # planes of a set, for its range of intensities
@@ -44,10 +45,10 @@ def measured_range(planes):
         planes: iterable of [H,W,C], of a large set `spread` over it. Damaged ones are left out; without any, 0 and 1.
     """
     values = []
-    for sample in readable(planes, _sample):
-        if sample.dtype == np.uint8:
+    for plane in planes:
+        if plane.dtype == np.uint8:
             return 0.0, 255.0
-        values.append(sample)
+        values.extend(readable([plane], _sample))
     if not values:
         return 0.0, 1.0
     dtype = values[0].dtype
@@ -84,7 +85,7 @@ class UnitView:
         return images.to_channels(to_unit(self._plane[index], self._limits), self.shape[-1])
 
 
-class NoisyPlanes:
+class NoisyPlanes(Store):
     """The planes of noisy picture files, float32 [H,W,C] in the unit of the networks, all in memory.
 
     A `samples.ImageStore` for pictures of any format and dtype; each page of a stack is a picture.
@@ -111,8 +112,10 @@ class NoisyPlanes:
             if min(plane.shape[:2]) < crop:
                 small.append(name.rpartition("#")[0])
                 continue
-            row = max(plane.itemsize, 4) * plane[0].size
-            left -= row * len(plane)
+            height, *row = plane.shape
+            row = max(plane.dtype.itemsize, 4) * math.prod(row)
+            rows = height
+            left -= row * height
             if left < 0 and planes:
                 images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")
                 break
@@ -120,12 +123,17 @@ class NoisyPlanes:
                 rows = int(memory_mb * 2**20 // row)
                 if rows < crop:
                     raise UserError(f"{name.rpartition('#')[0]}: expected a picture that fits into {memory_mb} MiB.")
-                images.warn(f"only {rows} of {len(plane)} rows of the first picture fit into {memory_mb} MiB.")
-                plane = plane[:rows].copy()
-            planes.append(plane)
+                images.warn(f"only {rows} of {height} rows of the first picture fit into {memory_mb} MiB.")
+            try:  # a Zarr is read here
+                planes.append(np.asarray(plane) if rows == height else np.array(plane[:rows]))
+            except UserError as error:
+                images.warn(f"left out {error}")
+                continue
             self.names.append(name)
         if small:
-            images.warn(f"left out {images.enumerate_names(small)}: smaller than the crop of {crop}x{crop}.")
+            images.warn(
+                f"left out {images.enumerate_names(dict.fromkeys(small))}: smaller than the crop of {crop}x{crop}."
+            )
         if not planes:
             raise UserError(f"expected pictures of at least {crop}x{crop} for crops of that size, received none.")
         dtypes = sorted({plane.dtype.name for plane in planes})
@@ -163,21 +171,13 @@ class NoisyPlanes:
         """The noise parameter of plane i, or None where it is not found."""
         return self.noise and self.noise.of(self.names[i].rpartition("#")[0])
 
-    def description(self):
-        """What two stores of the same pictures have in common: [(name, least side), ...]."""
-        return list(zip(self.names, self.sides()))
-
     def sides(self):
         """The smaller side of each plane."""
         return [min(plane.shape[:2]) for plane in self._planes]
 
-    def at_least(self, side):
-        """The planes that hold a square of this side: a Subset."""
-        return Subset(self, [i for i, least in enumerate(self.sides()) if least >= side])
-
 
 def _planes(paths, folder):
-    """(name, plane in memory) of all files; what cannot be read is left out with a warning."""
+    """(name, plane) of all files; what cannot be read is left out with a warning."""
     for path in paths:
         try:
             picture = files.read(path)
@@ -186,6 +186,6 @@ def _planes(paths, folder):
             continue
         for number in range(len(picture)):
             try:
-                yield f"{name_of(path, folder)}#{number}", np.asarray(picture[number])
+                yield f"{name_of(path, folder)}#{number}", picture[number]
             except UserError as error:
                 images.warn(f"left out {error}")

@@ -40,7 +40,19 @@ def hold_out(files, most=8):
     return [f for f in files if f not in held], sorted(held)
 
 
-class ImageStore:
+class Store:
+    """Pictures by number, with their `names` and the least `sides` of each."""
+
+    def description(self):
+        """What two stores of the same pictures have in common: [(name, least side), ...]."""
+        return list(zip(self.names, self.sides()))
+
+    def at_least(self, side):
+        """The pictures that hold a square of this side: a Subset."""
+        return Subset(self, [i for i, least in enumerate(self.sides()) if least >= side])
+
+
+class ImageStore(Store):
     """Pictures by number. Decoded ones stay in memory up to a budget, the others are read again.
 
     Broken files and pictures smaller than `crop` are left out with a warning. Only headers and last
@@ -66,6 +78,7 @@ class ImageStore:
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             problems = {file: problem for file, problem in zip(files, pool.map(self._problem, files)) if problem}
             self.files = [f for f in files if f not in problems]
+            self.names = [file.name for file in self.files]
             for problem in sorted(set(problems.values())):
                 names = [f.name for f in files if problems.get(f) == problem]
                 images.warn(f"left out {images.enumerate_names(names)}: {problem}.")
@@ -113,17 +126,9 @@ class ImageStore:
     def __len__(self):
         return len(self.files)
 
-    def description(self):
-        """What two stores of the same pictures have in common: [(name, least side), ...]."""
-        return [(file.name, self._sides[file]) for file in self.files]
-
     def sides(self):
         """The smaller side of each picture."""
         return [self._sides[file] for file in self.files]
-
-    def at_least(self, side):
-        """The pictures that hold a square of this side: a Subset."""
-        return Subset(self, [i for i, file in enumerate(self.files) if self._sides[file] >= side])
 
     def __getitem__(self, number):
         return self.readable(range(len(self.files)), number)
@@ -147,7 +152,7 @@ class ImageStore:
 
 
 class Subset:
-    """Some of the pictures of an ImageStore, by their numbers there."""
+    """Some of the pictures of a Store, by their numbers there."""
 
     def __init__(self, store, numbers):
         self.store, self.numbers = store, numbers

@@ -118,7 +118,7 @@ class Corrupted:
 
     clean: np.ndarray
     padded: np.ndarray
-    parameter: float
+    parameter: float | tuple
 
     @property
     def noisy(self):

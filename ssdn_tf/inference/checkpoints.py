@@ -38,7 +38,11 @@ def load(path, variables):
     Raises:
         UserError: the file is missing or damaged, or belongs to another model.
     """
-    arrays = _read(path)
+    return _assign(path, _read(path), variables)
+
+
+def _assign(path, arrays, variables):
+    """`load`, of the arrays that are in the file."""
     missing = [name for name in variables if name not in arrays]
     unlike = [n for n, v in variables.items() if n in arrays and arrays[n].shape != tuple(v.shape)]
     if missing or unlike:
@@ -67,7 +71,7 @@ def load_weights(path, model):
     """
     arrays = _read(path)
     averaged = {v.path: f"average/{v.path}" for v in model.variables if f"average/{v.path}" in arrays}
-    return load(path, {averaged.get(v.path, v.path): v for v in model.variables})
+    return _assign(path, arrays, {averaged.get(v.path, v.path): v for v in model.variables})
 
 
 def _read(path):

@@ -7,11 +7,12 @@ a worker that is lost to the others.
 
 import collections
 import functools
+import os
 import re
 import threading
 
 from ssdn_tf.errors import Interrupted, UserError, optional
-from ssdn_tf.inference import pictures, precision, tiling
+from ssdn_tf.inference import pictures, precision, pretrained, tiling
 
 _AHEAD = 2  # tiles on their way, for each worker
 _TIMEOUT = "10s"  # for a first answer of the scheduler
@@ -44,7 +45,9 @@ class ClusterDenoiser(pictures.PictureDenoiser):
             if len(parts) > 1 and len(done) < len(parts):
                 # All tiles of a picture have its level, also where the model finds it.
                 parameter = model.parameter_of_tiles(view, parameter, self.tile)
-        name = str(self._model) if self._model else None
+        name = self._model and str(self._model)
+        if name and name not in pretrained.names():
+            name = os.path.abspath(name)  # a worker has another working directory
         waiting = collections.deque()
         for number, tile in enumerate(parts):
             if number in done:

@@ -152,7 +152,9 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
         Denoised.
 
     Raises:
-        UserError: the image is none, or has NaN; the model is none, or for gray pictures only; the range is none.
+        UserError: the image is none, or has NaN; the model is none, or for gray pictures only; the range or the noise
+            is none.
+        ValueError: an ensemble or a tile side that cannot be used.
     """
     image = np.asarray(image)
     if image.ndim < 2 or not image.size or image.dtype.kind not in "uif":
@@ -172,12 +174,14 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
     if noise:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)
-    results = [worker.plane(plane, limits) for plane in planes]
-    denoised = np.stack([files.cast(result[0], image.dtype) for result in results]).reshape(image.shape)
-    stds = [result[1] for result in results]
-    std = None if stds[0] is None else np.stack(stds).reshape(image.shape)
-    found = [result[2] for result in results]
-    return Denoised(denoised, std, found[0] if len(found) == 1 else found)
+    denoised, std, found = np.empty(planes.shape, image.dtype), np.empty(planes.shape, np.float32), []
+    for number, plane in enumerate(planes):
+        result, std_of_plane, noise_of_plane = worker.plane(plane, limits)
+        denoised[number] = files.cast(result, image.dtype)
+        std[number] = 0 if std_of_plane is None else std_of_plane
+        found.append(noise_of_plane)
+    std = None if std_of_plane is None else std.reshape(image.shape)
+    return Denoised(denoised.reshape(image.shape), std, found[0] if len(found) == 1 else found)
 
 
 def load_once(name):
@@ -211,12 +215,13 @@ def parameter_of(noise, experiment):
     """
     level = LEVELS[experiment.noise]
     names = [number.name for number in level.numbers]
-    if not noise or set(noise) - set(names):
-        raise UserError(f"noise: expected {' or '.join(names)} for {experiment.name}, received {', '.join(noise)}.")
+    if not isinstance(noise, dict) or not noise or set(noise) - set(names):
+        found = ", ".join(map(str, noise)) if isinstance(noise, dict) else noise
+        raise UserError(f"noise: expected {' or '.join(names)} for {experiment.name}, received {found}.")
     try:
         for number in level.numbers:
             if number.name in noise:
                 number.check(noise[number.name])
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"noise: {error}") from error
     return level.to_parameter(level.join(noise.get(number.name, number.absent) for number in level.numbers))

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -123,8 +124,9 @@ class Predictor:
                 it is one level, else fitted. Models with a parameter of their own, or that fit it, ignore a given one.
             tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
                 `grid`, which bounds the memory. "auto": that of `networks.designs`. None: never. The result is that of
-                the whole picture up to rounding, with two exceptions: a SavedModel that finds the level of each
-                picture finds it for each tile; and a level is fitted to some of the tiles.
+                the whole picture up to rounding, with three exceptions: a SavedModel that finds the level of each
+                picture finds it for each tile; a level is fitted to some of the tiles; and in an ensemble, the tiles of
+                a flipped picture lie on the network's grid as it does only where its sides are multiples of `grid`.
             ensemble: how many orientations of the picture the network sees, 1 to 8 (flips, then transposes); mu_x and
                 sigma_x are averaged over them before the noisy pixel is brought in. It takes that many times as long.
 
@@ -164,6 +166,8 @@ class Predictor:
             )
         parameter = self._parameter(noise_parameter)
         model, tiles = self.model, self.tiles_of(noisy, tile)
+        if len(done) == len(tiles or [0]):
+            return
         if parameter is _FITTED and not tiles:
             model, parameter = self._sibling("fitted"), np.zeros(len(LEVELS[self.experiment.noise].numbers))
         elif tiles and (parameter is _FITTED or self._estimates_each):
@@ -331,8 +335,8 @@ class Predictor:
     def _estimate(self, noisy, tiles):
         """Noise parameter of a whole picture: that of the mean of the estimator's map over all pixels."""
         layer = self.model.get_layer("parameter")
-        parts = ((tile, ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
-        mean = tiling.stitch(parts, *noisy.shape[:2]).mean(axis=(0, 1), dtype=np.float64)
+        parts = (tile.kept(ops.convert_to_numpy(layer.network(tile.cut(noisy)[None]))[0]) for tile in tiles)
+        mean = sum(part.sum(axis=(0, 1), dtype=np.float64) for part in parts) / math.prod(noisy.shape[:2])
         return plain(ops.convert_to_numpy(layer.noise.constrain(ops.convert_to_tensor(mean, "float32"))))
 
     def with_source(self, source):

@@ -6,7 +6,7 @@ One dimension, a picture of length 10 on a grid of 2, tiles of side 6 with a hal
     tile 0     K K K K K h              reads from 0, keeps 0..4, writes at 0
     tile 1             h K K K K K      reads from 4, keeps 1..5, writes at 5
 
-The stitched result is that of the whole picture under two conditions:
+The result of the tiles together is that of the whole picture under two conditions:
 
 - A network that pools by two n times has a grid of 2^n pixels: its output at a pixel depends on the position of the
   pixel on the grid. All tiles start on the grid, and their sides are multiples of it. The last tile ends at the next
@@ -20,8 +20,6 @@ tile, unless the caller gives all tiles the same one.
 
 import dataclasses
 import itertools
-
-import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,10 @@ class Tile:
         """The tile [h,w,C] of a picture. It has the size of the tile, or less where the picture ends earlier."""
         return picture[self.rows.source, self.columns.source]
 
+    def kept(self, part):
+        """What is kept of `part` [h,w,C], as a view."""
+        return part[self.rows.kept, self.columns.kept]
+
     def place(self, part, picture):
         """Writes what is kept of `part`, which has the size of the tile or of its `cut`, into `picture` [H,W,C].
 
@@ -79,7 +81,7 @@ class Tile:
         sizes = self.size, self.cut(picture).shape[:2]
         if part.shape[:2] not in sizes:
             raise ValueError(f"expected a part of {self.size[0]}x{self.size[1]}, received the shape {part.shape}.")
-        picture[self.rows.target, self.columns.target] = part[self.rows.kept, self.columns.kept]
+        picture[self.rows.target, self.columns.target] = self.kept(part)
 
 
 def spans(length, side, halo, grid):
@@ -139,25 +141,3 @@ def whole(height, width):
 def to_grid(length, grid):
     """The next multiple of the grid."""
     return -(-length // grid) * grid
-
-
-def stitch(parts, height, width):
-    """Joins the results of the tiles.
-
-    Args:
-        parts: iterable of (Tile, array [h,w,C] of the size of the tile or of its `cut`), in any order, each tile of
-            `tiles(height, width, ...)` once.
-        height, width: of the picture.
-
-    Returns:
-        [height, width, C], with the dtype of the first part.
-
-    Raises:
-        ValueError: a part has neither size.
-    """
-    picture = None
-    for tile, part in parts:
-        if picture is None:
-            picture = np.empty((height, width, part.shape[2]), part.dtype)
-        tile.place(part, picture)
-    return picture

@@ -14,8 +14,7 @@ from ssdn_tf.noise import linalg
 from ssdn_tf.noise.prior import diagonal_matrix
 
 PIXELS = 2**15  # at most, of a picture that a fit reads: chance then moves sigma 25 by about 0.25 %
-STEPS = 4
-_STEPS_AT_END = 4  # on all pixels, from the optimum of a quarter of them
+_STEPS = 4  # on a quarter of the pixels, and as many from there on all
 LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
 _FRACTIONS = (1.0, 0.25)  # of a step that are tried
 
@@ -94,9 +93,9 @@ def variance_weights(residual, sigma_x, basis, ranges, used=None, simplest=False
     low, high = (ops.convert_to_tensor(ends, residual.dtype) for ends in zip(*ranges, _SCALES))
     start = ops.concatenate([_by_moments(pixels), ops.ones((count, 1), residual.dtype)], axis=-1)
     start = ops.clip(start, low, high)
-    closer = _scored(pixels.thinned(), start, low, high, STEPS)
+    closer = _scored(pixels.thinned(), start, low, high)
     start = ops.where(ops.isfinite(closer), closer, start)  # it is nan if none of every fourth pixel counts
-    factors = _scored(pixels, start, low, high, _STEPS_AT_END)
+    factors = _scored(pixels, start, low, high)
     if simplest and size == 2:
         factors = _simplest(pixels, factors, low, high)
     return Fit(ops.reshape(factors[:, :-1], (count, 1, 1, size)), ops.reshape(factors[:, -1], (count, 1, 1, 1, 1)))
@@ -123,8 +122,8 @@ class _Pixels(NamedTuple):
         return ops.sum(values * share, axis=1)
 
 
-def _scored(pixels, start, low, high, steps):
-    """The factors [N, P + 1], the weights and the scale, after some steps of Fisher scoring."""
+def _scored(pixels, start, low, high):
+    """The factors [N, P + 1], the weights and the scale, after _STEPS of Fisher scoring."""
 
     def step(_, factors):
         loss, score, information = _expansion(pixels, factors)
@@ -134,7 +133,7 @@ def _scored(pixels, start, low, high, steps):
         best = ops.one_hot(ops.argmin(losses, axis=-1), losses.shape[-1], dtype=start.dtype)
         return ops.sum(ops.stack([*tried, factors], axis=1) * best[..., None], axis=1)
 
-    return ops.fori_loop(0, steps, step, start)
+    return ops.fori_loop(0, _STEPS, step, start)
 
 
 def _simplest(pixels, factors, low, high):
@@ -153,7 +152,7 @@ def _simplest(pixels, factors, low, high):
     only = pixels._replace(basis=ops.sum(pixels.basis * kept[:, None, None, :], axis=-1, keepdims=True))
     ends = [ops.concatenate([pick(end[:-1]), ops.ones_like(scale) * end[-1]], axis=-1) for end in (low, high)]
     start = ops.concatenate([pick(weights + cross / own * ops.flip(weights, axis=1)), scale], axis=-1)
-    alone = _scored(only, ops.clip(start, *ends), *ends, _STEPS_AT_END)
+    alone = _scored(only, ops.clip(start, *ends), *ends)
     is_little = ops.min(gains, axis=1) < LEAST_GAIN
     return ops.where(is_little[:, None], ops.concatenate([alone[:, :1] * kept, alone[:, 1:]], axis=-1), factors)
 

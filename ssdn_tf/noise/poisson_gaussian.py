@@ -124,9 +124,4 @@ def _line(x, y):
     """(slope, offset), both at least 0, that fit y best, with errors counted relative to y."""
     weight = 1.0 / np.maximum(y, 1e-8)
     columns = np.stack([x, np.ones_like(x)], axis=-1) * weight[:, None]
-    both = np.linalg.lstsq(columns, y * weight, rcond=None)[0]
-    if (both >= 0).all():
-        return both
-    slope, offset = (max(float(c @ (y * weight) / (c @ c)), 0.0) for c in columns.T)
-    errors = [np.sum((columns @ pair - y * weight) ** 2) for pair in ((slope, 0.0), (0.0, offset))]
-    return (slope, 0.0) if errors[0] < errors[1] else (0.0, offset)
+    return scipy.optimize.nnls(columns, y * weight)[0]

@@ -420,10 +420,10 @@ def test_pages_of_two_dtypes_go_into_a_tiff_alone(tmp_path):
             writer.write(numbers((5, 7), dtype), photometric="minisblack")
     picture = files.read(tmp_path / "a.tif")
     assert [dtype.name for dtype in picture.dtypes] == ["uint8", "uint16"] and picture.dtype == np.uint8
-    files.check_suffix(tmp_path / "b.tif", picture)
+    files.check_target(tmp_path / "b.tif", picture)
     for suffix in (".npy", ".zarr"):  # which have one dtype
         with pytest.raises(UserError, match="for 2 planes of uint8 and uint16"):
-            files.check_suffix(tmp_path / f"b{suffix}", picture)
+            files.check_target(tmp_path / f"b{suffix}", picture)
 
 
 def test_lookup_table_colours_intensities(tmp_path):
@@ -765,3 +765,35 @@ def test_find_gives_files_and_relative_names(tmp_path, capsys):
 
 def test_every_suffix_of_images_is_read_here():
     assert set(images.SUFFIXES) <= set(files.SUFFIXES)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp", "webp"])
+def test_texts_that_are_called_like_metadata_and_damaged_exif_are_no_obstacle(tmp_path, suffix):
+    pixels = numbers((6, 7, 3))
+    for key in ("dpi", "exif", "icc_profile", "xmp", "comment"):
+        texts = PngImagePlugin.PngInfo()
+        texts.add_text(key, "hello")
+        Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=texts)
+        copy(tmp_path / "a.png", tmp_path / f"b.{suffix}")
+    with Image.open(tmp_path / f"b.{suffix}") as image:
+        assert image.size == (7, 6)
+        if suffix == "png":
+            assert image.text == {"comment": "hello"}
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=b"Exif\0\0garbage!")
+    copy(tmp_path / "a.jpg", tmp_path / f"c.{suffix}")
+
+
+def test_a_palette_with_transparency_comes_back_as_gray(tmp_path):
+    Image.fromarray(numbers((6, 7))).convert("LA").convert("PA").save(tmp_path / "a.tif")
+    picture = copy(tmp_path / "a.tif", tmp_path / "b.tif")
+    again = files.read(tmp_path / "b.tif")
+    assert len(picture) == len(again) == 1 and np.array_equal(picture[0], again[0])
+    assert np.array_equal(*(tifffile.imread(tmp_path / f"{name}.tif")[..., 1] for name in "ab"))
+
+
+def test_numbers_that_are_not_finite_are_counted_in_a_plane_of_many_bands(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((1000, 3), np.float32))
+    picture = files.read(tmp_path / "a.npy")
+    plane = np.zeros((1000, 3, 1))
+    plane[[0, 255, 256, 999], 1] = np.nan
+    assert "received 4 that are NaN" in fails(files.write, tmp_path / "b.npy", picture, [plane])

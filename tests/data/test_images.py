@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -411,3 +412,31 @@ def test_sixteen_bits_of_a_tiff_in_colour_are_read(tmp_path, planar, byteorder, 
     tifffile.imwrite(tmp_path / "b.tif", stored, metadata=None, **options)
     assert np.array_equal(images.read(tmp_path / "b.tif"), pixels[0])
     assert "b.tif: only the first of its 2 pictures is used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError("refused"), KeyboardInterrupt()])
+def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_path, monkeypatch, error):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").write_text("old")
+    rename, calls = pathlib.Path.rename, []
+
+    def second_fails(self, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", second_fails)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        images.write_whole_folder(tmp_path / "a", lambda folder: folder.mkdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and (tmp_path / "a" / "old").read_text() == "old"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_links_to_folders_are_named(tmp_path, capsys):
+    images.write(tmp_path / "real" / "b.png", picture())
+    images.write(tmp_path / "in" / "a.png", picture())
+    (tmp_path / "in" / "sub").symlink_to(tmp_path / "real")
+    (tmp_path / "in" / "c.png").symlink_to(tmp_path / "real" / "b.png")
+    assert [path.name for path in images.find(tmp_path / "in")] == ["a.png", "c.png"]
+    assert f"left out {tmp_path / 'in' / 'sub'}: links to folders are not followed" in capsys.readouterr().err

@@ -132,3 +132,10 @@ def test_what_is_left_of_a_plane_still_holds_a_crop(tmp_path, crop, rows):
     np.save(tmp_path / "a.npy", np.zeros((64, 64), np.float32))
     found = NoisyPlanes([tmp_path / "a.npy"], crop, hold_out=True)
     assert found[0].shape[0] == 64 - rows and sum(len(part) for part in found.held_out.values()) == rows
+
+
+def test_a_stack_that_is_too_small_is_named_once(tmp_path, capsys):
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((10, 20, 20), np.uint8), photometric="minisblack")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 40), np.uint8))
+    NoisyPlanes([tmp_path / "s.tif", tmp_path / "a.tif"], 32)
+    assert "left out s.tif: smaller than the crop of 32x32" in capsys.readouterr().err

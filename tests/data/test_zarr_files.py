@@ -101,3 +101,58 @@ def test_without_the_package_there_is_a_sentence(tmp_path, monkeypatch):
     assert zarr_files.is_zarr(source)
     with pytest.raises(UserError, match=r'Zarr needs the package zarr \(pip install "ssdn_tf\[zarr\]"\)'):
         files.read(source)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_channels_may_come_last(tmp_path, channels):
+    """Three are the colours of a picture, others gray planes, also in files of other kinds."""
+    array = values((32, 40, channels))
+    source = written(tmp_path / "in.zarr", array, chunks=(16, 16, channels), dimension_names=["y", "x", "c"])
+    picture = through(source, tmp_path / "out.zarr")
+    colour = channels == 3
+    assert (len(picture), picture.shapes[0][-1]) == ((1, 3) if colour else (channels, 1))
+    np.testing.assert_array_equal(zarr.open(str(tmp_path / "out.zarr"), mode="r")[:], array + 1)
+    through(source, tmp_path / "a.npy")
+    planes_ = array if channels == 3 else np.moveaxis(array, -1, 0)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), planes_[0] + 1 if channels == 1 else planes_ + 1)
+    np.testing.assert_array_equal(picture[channels - 1 if not colour else 0][5:9, 3:7][..., -1], array[5:9, 3:7, -1])
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_how_the_chunks_are_stored_is_kept(tmp_path, version):
+    settings = {"compressors": None, "fill_value": 7, "chunks": (16, 16), "zarr_format": version}
+    settings |= {"shards": (32, 32)} if version == 3 else {}
+    key = {"name": "v2" if version == 2 else "default", "separator": "." if version == 3 else "/"}
+    source = written(tmp_path / "in.zarr", values((32, 40)), chunk_key_encoding=key, **settings)
+    through(source, tmp_path / "out.zarr")
+    one, other = (zarr.open(str(tmp_path / f"{name}.zarr"), mode="r") for name in ("in", "out"))
+    assert one.metadata.to_dict() == other.metadata.to_dict() and not other.compressors
+    names = [sorted(f.relative_to(a).as_posix() for f in a.rglob("*")) for a in (source, tmp_path / "out.zarr")]
+    assert names[0] == names[1] and len(names[0]) > 2
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path):
+    np.save(tmp_path / "in.npy", values((8, 8)))
+    (tmp_path / "out.zarr").mkdir()
+    (tmp_path / "out.zarr" / "thesis.txt").write_text("years")
+    with pytest.raises(UserError, match="expected a name for a new picture, received a folder with other files"):
+        through(tmp_path / "in.npy", tmp_path / "out.zarr")
+    assert (tmp_path / "out.zarr" / "thesis.txt").read_text() == "years"
+    for _ in range(2):  # a Zarr is replaced
+        through(tmp_path / "in.npy", tmp_path / "other.zarr")
+
+
+def test_training_reads_no_more_rows_than_fit_into_memory(tmp_path, capsys):
+    source = written(tmp_path / "in.zarr", values((4000, 500)), chunks=(100, 500))
+    for chunk in (tmp_path / "in.zarr" / "c").rglob("*"):
+        if chunk.is_file() and int(chunk.parent.name) > 10:
+            chunk.write_bytes(b"damaged")
+    found = planes.NoisyPlanes([source], 32, memory_mb=1)
+    assert found[0].shape == (524, 500, 1) and "only 524 of 4000 rows" in capsys.readouterr().err
+
+
+def test_the_range_of_8_bit_is_known_without_reading(tmp_path):
+    source = written(tmp_path / "in.zarr", values((8, 8), np.uint8))
+    plane = files.read(source)[0]
+    (tmp_path / "in.zarr" / "c" / "0" / "0").write_bytes(b"damaged")
+    assert planes.measured_range([plane]) == (0, 255)
