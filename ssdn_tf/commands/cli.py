@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import sys
+import textwrap
 
 # TensorFlow reads both when it is imported. oneDNN is off by default on some CPUs. Two lines of TensorFlow about
 # missing CUDA drivers come before its log level applies; nothing turns them off.
@@ -76,6 +77,12 @@ def parse(define, argv):
     return values
 
 
+def called(name):
+    """How to call a command of the project, as this one was called: python denoise.py, or ssdn-denoise."""
+    installed = os.path.basename(sys.argv[0]).startswith("ssdn-")
+    return [f"ssdn-{name}"] if installed else ["python", f"{name}.py"]
+
+
 @contextlib.contextmanager
 def errors_about(flag):
     """Adds the name of a flag to errors of the library about its value."""
@@ -105,9 +112,10 @@ def _help(values):
         for flag in members:
             name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
             value = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
-            default = "" if value in (None, False, "") else f" (default: {value})"
+            default = "" if value is None or value is False or value == "" else f" (default: {value})"
             text = f"{name}: {' '.join(flag.help.split())}{default}"
-            lines.append(flags.text_wrap(text, length=110, indent=6 * " ", firstline_indent="  "))
+            indents = {"initial_indent": "  ", "subsequent_indent": 6 * " "}
+            lines.append(textwrap.fill(text, 110, break_on_hyphens=False, **indents))
         lines.append("")
     return "\n".join(lines)
 

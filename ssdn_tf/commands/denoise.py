@@ -102,16 +102,22 @@ def main(values):
     if not limits and len(survey.dtypes) > 1:
         found = " and ".join(f"{dtype} ('{file}')" for dtype, file in survey.dtypes.items())
         raise UserError(f"expected pictures of one dtype, or the --range of all of them, received {found}.")
+    network = _model(values, levels)
     if values.adapt:
-        code = _adapt(values, survey, limits)
+        adapted = files.beside(values.output, "network")
+        code = _adapt(values, survey, limits, network, adapted) if pending else 0
         if code:
             return code
-    worker = _worker(values)
+        network = adapted if adapted.exists() else network
+    worker = _worker(values, network)
     limits = limits or _found_range(values, survey, worker)
     _check_model(values, worker, survey.channels, all(file in levels for file in survey.files))
     if values.noise_from == "set":
         worker.fit_set(_first_planes(survey.files), limits)
-    page = _page(values, set(pairs) - set(pending), limits) if values.report else None
+    page = None
+    if values.report:
+        title = f"{values.input}, denoised by {network or 'the network of the package'}" if pending else values.input
+        page = _page(title, set(pairs) - set(pending), limits)
     whole = [pair for pair in pending if pair[0] in survey.files]
     failed = len(pending) - len(whole) + _denoise_all(values, worker, limits, whole, levels, page)
     if failed:
@@ -143,19 +149,15 @@ def _denoise_all(values, worker, limits, pairs, levels, page):
     return failed
 
 
-def _model(values):
-    """What --model says, or the network of the package for the noise that the flags say; None for additive noise."""
-    return values.model or (None if values.alpha is None else "impulse-rgb")
+def _model(values, levels):
+    """What --model says, or the network of the package for the noise that is told; None for additive noise."""
+    told = {*level_flags.given(values)}.union(*levels.values())
+    return values.model or ("impulse-rgb" if "alpha" in told else None)
 
 
-def _adapted(values):
-    """The folder of the network that --adapt trains, or None."""
-    return files.beside(values.output, "network") if values.adapt else None
-
-
-def _worker(values):
+def _worker(values, network):
     """The PictureDenoiser that the flags ask for."""
-    settings = _adapted(values) or _model(values), values.tile or "auto", values.ensemble
+    settings = network, values.tile or "auto", values.ensemble
     if values.cluster:
         from ssdn_tf.inference.cluster import ClusterDenoiser
 
@@ -166,13 +168,12 @@ def _worker(values):
     return PictureDenoiser(*settings, load=model_flag.load_path)
 
 
-def _page(values, done, limits):
+def _page(title, done, limits):
     """The Page of the report, with the pictures that an earlier start has denoised."""
     from ssdn_tf.evaluation import page
     from ssdn_tf.inference.file_denoiser import middle_views, size_of
 
-    network = _adapted(values) or values.model or "the network of the package"
-    made = page.Page(f"{values.input}, denoised by {network}", page.HOW)
+    made = page.Page(title, page.HOW)
     for source, target in sorted(done):
         try:
             noisy, denoised = files.read(source), files.read(target)
@@ -333,10 +334,12 @@ def _levels_of_files(values, pairs):
 # ---------------------------------------------------------------- a network for these pictures
 
 
-def _adapt(values, survey, limits):
-    """Trains on the pictures as `train.py --preset=adapt` does; the exit code."""
+def _adapt(values, survey, limits, start, run_dir):
+    """Trains a network on the pictures as `train.py --preset=adapt` does; the exit code."""
     from ssdn_tf.commands import train, train_flags
 
+    if values.levels:
+        raise UserError("--levels: with --adapt, expected no level, or one of all pictures, received a table.")
     if len(survey.channels) > 1:
         raise UserError("--adapt: expected pictures that are all gray or all colour, received both.")
     train_flags.parse_duration(values.adapt, "adapt")
@@ -347,13 +350,13 @@ def _adapt(values, survey, limits):
         "budget": values.adapt,
         "channels": survey.channels[0],
         "range": limits and "{},{}".format(*limits),
-        "run_dir": _adapted(values),
-        "warm_start": _model(values),
+        "run_dir": run_dir,
+        "warm_start": start,
         "precision": values.precision,
-    } | {name: values[name].value for name in level_flags.names()}
+    } | {name: values[name].value for name in level_flags.given(values)}
     arguments = [f"--{name}={value}" for name, value in flag_values.items() if value is not None]
     training = cli.parse(train_flags.define, ["train.py", *arguments])
-    return train.main(training, shlex.join(["python", "denoise.py", *sys.argv[1:]]))
+    return train.main(training, shlex.join([*cli.called("denoise"), *sys.argv[1:]]))
 
 
 def _check_model(values, worker, channels, all_told):
@@ -393,7 +396,7 @@ def _level(values, model, all_told):
     flag = level_flags.choice(experiment.noise)
     if (levels or values.levels) and not model.needs_level:
         flag = flag if levels else "--levels"
-        images.warn(f"{flag} has no effect: {experiment.name} finds the noise level itself.")
+        images.warn(f"{flag} has no effect: {experiment.name} is not told a noise level.")
         return None
     if levels:
         return experiment.parameter(levels[0])

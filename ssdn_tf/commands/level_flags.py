@@ -26,11 +26,6 @@ def define(values, more="", ranges=True):
         flags.DEFINE_string(level.name, None, text, flag_values=values)
 
 
-def names():
-    """The names of the flags."""
-    return list(NAMES)
-
-
 def given(values):
     """The names of the flags that are set."""
     return [name for name in NAMES if values[name].value is not None]
@@ -90,7 +85,7 @@ def read_trainable(values, kind):
     default = ADDITIVE_RANGE if kind == "additive" else (level.default, level.default)
     low, high = read(values, kind) or default
     try:
-        if kind == "additive" and low != high and None in (*low, *high):
+        if kind == "additive" and low != high and len(given(values)) == 1:
             raise ValueError("expected both --lam and --sigma with additive noise, or neither, received one.")
         level.check_trainable(low, high)
     except ValueError as error:

@@ -86,9 +86,10 @@ def _train(values, options, devices, log, began, command):
 def _next_command(options, run_dir):
     """What to do with a network: denoise the noisy images, or measure it where there are clean ones."""
     if options.noisy_already:
-        folders = [f"--input={options.train_data}", "--output=DENOISED"]
-        return shlex.join(["python", "denoise.py", f"--model={run_dir}", *folders])
-    return shlex.join(["python", "evaluate.py", f"--model={run_dir}"])
+        source = "NOISY" if options.train_data.startswith("tfds:") else options.train_data
+        folders = [f"--input={source}", "--output=DENOISED"]
+        return shlex.join([*cli.called("denoise"), f"--model={run_dir}", *folders])
+    return shlex.join([*cli.called("evaluate"), f"--model={run_dir}"])
 
 
 def _plan(options):
@@ -110,4 +111,4 @@ def _same_command(run_dir):
             next(arguments, None)  # --run_dir FOLDER
         elif not argument.lstrip("-").startswith("run_dir="):
             kept.append(argument)
-    return shlex.join(["python", "train.py", *kept, f"--run_dir={run_dir}"])
+    return shlex.join([*cli.called("train"), *kept, f"--run_dir={run_dir}"])

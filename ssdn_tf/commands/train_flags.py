@@ -10,7 +10,7 @@ from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.denoisers import experiments
 from ssdn_tf.errors import UserError
 from ssdn_tf.networks.designs import DESIGNS
-from ssdn_tf.noise.levels import LEVELS, LIKELIHOODS
+from ssdn_tf.noise.levels import LEVELS, LIKELIHOODS, NAMES
 from ssdn_tf.training import tf_config
 from ssdn_tf.training.options import Options, parse_stages
 
@@ -48,7 +48,7 @@ PRESETS = {
     "night": _COMPACT | {"stages": "64x1:0.3,128x1:0.7", "budget": "8h"},
     "paper": _PAPER,
 }
-_DESCRIBING = ("noise", *level_flags.names(), "parameter_source", "pipeline", "covariance", "channels")
+_DESCRIBING = ("noise", *NAMES, "parameter_source", "pipeline", "covariance", "channels")
 
 
 def define(values):
@@ -260,14 +260,10 @@ def experiment_from_flags(values, preset):
 
 def _start_of(values):
     """The Experiment of the network that adapting starts from."""
-    from ssdn_tf.inference import pretrained
     from ssdn_tf.training import folder
 
     start = values.warm_start
-    if start in pretrained.names():
-        experiment = experiments.Experiment(**pretrained.card(start)["experiment"])
-    else:
-        experiment = folder.read_options(start).experiment
+    experiment = folder.experiment_of(start)
     channels = int(values.channels or 3)
     if experiment.pipeline != "blindspot":
         raise UserError(f"expected a network with a blind spot to start from, received {start}, {experiment.name}.")

@@ -222,6 +222,6 @@ def parameter_of(noise, experiment):
         for number in level.numbers:
             if number.name in noise:
                 number.check(noise[number.name])
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"noise: {error}") from error
     return level.to_parameter(level.join(noise.get(number.name, number.absent) for number in level.numbers))

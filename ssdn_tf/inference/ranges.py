@@ -36,24 +36,24 @@ def find(planes, predictor_of, noise_is_known=False):
     if not middles:  # all of them are damaged, which is said when their turn comes
         return limits, "measured"
     channels = middles[0].shape[-1]
-    model = predictor_of(channels)
+
+    def views():
+        for _ in rest:  # of 8 bit, the range is known before all planes are read
+            pass
+        alike = [middle for middle in middles if middle.shape[-1] == channels]
+        return [UnitView(alike[i], limits, channels) for i in spread(len(alike), PLANES)]
+
+    return refined(limits, predictor_of(channels), views, noise_is_known)
+
+
+def refined(limits, model, planes, noise_is_known=False):
+    """The same, of measured limits, a Predictor and a function that gives planes in the unit of these limits."""
     trained = model.trained_range
     if trained and _are_alike(limits, trained):
         return trained, "as in the training"
-    if noise_is_known:
+    if noise_is_known or not model.finds_black_level:
         return limits, "measured"
-    for _ in rest:  # of 8 bit, the range is known before all planes are read
-        pass
-    alike = [middle for middle in middles if middle.shape[-1] == channels]
-    views = [UnitView(alike[i], limits, channels) for i in spread(len(alike), PLANES)]
-    return with_black_level(limits, model, views)
-
-
-def with_black_level(limits, model, planes):
-    """The same, of limits and of planes in the unit of the network."""
-    if not model.finds_black_level:
-        return limits, "measured"
-    black = round(model.black_level([model.middle_pixels(plane) for plane in planes]), 3)
+    black = round(model.black_level([model.middle_pixels(plane) for plane in planes()]), 3)
     if not black:
         return limits, "measured"
     return (limits[0] + black * _width(limits), limits[1]), "black found by the noise"

@@ -15,6 +15,7 @@ training refuses it (`check_trainable`).
 
 import dataclasses
 import math
+from numbers import Real
 
 LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
 
@@ -114,8 +115,9 @@ class Level:
 
     def check(self, level):
         """Raises ValueError unless `level` is legal."""
-        if not self.low <= level <= self.high:  # False for NaN
-            raise ValueError(f"expected {self.allowed}, received {level:g}.")
+        is_number = isinstance(level, Real)
+        if not (is_number and self.low <= level <= self.high):  # False for NaN
+            raise ValueError(f"expected {self.allowed}, received {format(level, 'g') if is_number else repr(level)}.")
 
     def check_trainable(self, low, high):
         """Raises ValueError where all pictures of a training would have no noise, or nothing else."""

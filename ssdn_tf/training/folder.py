@@ -16,7 +16,9 @@ import pathlib
 import socket
 
 from ssdn_tf.data import images
+from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
+from ssdn_tf.inference import pretrained
 from ssdn_tf.training.options import Options
 
 try:
@@ -53,6 +55,17 @@ def read_options(run_dir):
         raise UserError(
             f"'{run_dir}' is not the folder of a run: its options.json cannot be read ({error})."
         ) from error
+
+
+def experiment_of(start):
+    """The Experiment of a run, or of a network of the package.
+
+    Raises:
+        UserError: there is none.
+    """
+    if start in pretrained.names():
+        return Experiment(**pretrained.card(start)["experiment"])
+    return read_options(start).experiment
 
 
 def claim(run_dir, options):

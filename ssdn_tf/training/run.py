@@ -134,8 +134,14 @@ class Run:
             elif self.options.warm_start:
                 start = self.options.warm_start
                 path = pretrained.weights(start) or pathlib.Path(start) / "checkpoint.npz"
-                checkpoints.load_weights(path, self.denoiser.inference)
-                self._start_level(start)
+                own, other = self.options.experiment, folder.experiment_of(start)
+                # A learned level, or its network, begins anew where the start has none of this kind.
+                has_level = (own.noise, own.parameter_source) == (other.noise, other.parameter_source)
+                learns = own.parameter_source in ("global", "per_image")
+                model = self.denoiser.inference
+                checkpoints.load_weights(path, model.get_layer("unet") if learns and not has_level else model)
+                if has_level:
+                    self._start_level(start)
                 for variable, average in zip(self.denoiser.training.trainable_variables, self.optimizer.averages):
                     average.assign(variable.numpy())
 

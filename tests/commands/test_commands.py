@@ -156,6 +156,16 @@ def test_the_next_command_denoises_noisy_images_and_measures_on_clean_ones():
     expected = "python denoise.py --model=runs/a '--input=my pictures' --output=DENOISED"
     assert train._next_command(noisy, "runs/a") == expected
     assert train._next_command(clean, "runs/a") == "python evaluate.py --model=runs/a"
+    of_tfds = options("--noisy", "--train_data=tfds:x:train")
+    assert train._next_command(of_tfds, "runs/a") == "python denoise.py --model=runs/a --input=NOISY --output=DENOISED"
+
+
+def test_the_next_command_is_called_as_this_one_was(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/local/bin/ssdn-train", "--preset=quick", "--run_dir", "old"])
+    assert train._next_command(options("--train_data=x"), "runs/a") == "ssdn-evaluate --model=runs/a"
+    assert train._same_command("runs/a") == "ssdn-train --preset=quick --run_dir=runs/a"
+    monkeypatch.setattr("sys.argv", ["train.py", "--preset=quick"])
+    assert train._same_command("runs/a") == "python train.py --preset=quick --run_dir=runs/a"
 
 
 def test_noisy_images_of_an_unknown_level_are_not_named_by_one():

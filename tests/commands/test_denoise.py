@@ -152,6 +152,33 @@ def test_alpha_takes_the_network_for_impulse_noise(tmp_path, capsys):
     assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--alpha=0.3") == 0
     out, err = capsys.readouterr()
     assert "alpha 0.3" in out and "for pictures in colour" not in err  # there is no network for gray and impulses
+    (tmp_path / "levels.csv").write_text("file,alpha\nsub/0.png,0.3\ngray.png,\n")
+    assert call(f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'b'}", f"--levels={tmp_path / 'levels.csv'}") == 0
+    assert (tmp_path / "b" / "sub" / "0.png").read_bytes() == (tmp_path / "out" / "sub" / "0.png").read_bytes()
+
+
+def test_a_table_of_levels_does_not_go_with_adapting(tmp_path, capsys):
+    write_pictures(tmp_path / "in", 1)
+    (tmp_path / "levels.csv").write_text("file,sigma\nsub/0.png,10\n")
+    flags = [f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--adapt=5min"]
+    assert call(*flags, f"--levels={tmp_path / 'levels.csv'}") == 1
+    assert "--levels: with --adapt, expected no level, or one of all pictures" in capsys.readouterr().err
+    assert not (tmp_path / "out-network").exists()
+
+
+def test_a_zarr_is_neither_written_around_the_input_nor_over_other_files(run_dir, tmp_path, capsys):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.create_group(str(tmp_path / "a.zarr"))
+    group.create_array("0", shape=(16, 16), dtype="u1")[:] = 100
+    (tmp_path / "d.zarr").mkdir()
+    (tmp_path / "d.zarr" / "thesis.txt").write_text("years")
+    there, source = names(tmp_path), f"--input={tmp_path / 'a.zarr' / '0'}"
+    assert call(f"--model={run_dir}", source, f"--output={tmp_path / 'a.zarr'}") == 1
+    assert "--output: expected a name beside --input, received " in capsys.readouterr().err
+    assert call(f"--model={run_dir}", source, f"--output={tmp_path / 'd.zarr'}") == 1
+    # A folder as output is where a picture goes into, but for a Zarr.
+    assert "d.zarr: expected a name for a new picture, received a folder with other files" in capsys.readouterr().err
+    assert names(tmp_path) == there
 
 
 def test_a_warning_is_said_once_and_again_by_the_next_command(capsys):
@@ -286,6 +313,20 @@ def test_a_report_shows_all_pictures_also_those_of_an_earlier_start(run_dir, tmp
     again = (tmp_path / "out-report.html").read_text()
     assert again.count("<tr data-shown") == 3 and again.count("sigma 25") == 1
     assert again.count("(denoised before)") == 2
+    assert f"{source}, denoised by {run_dir}" in again
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_report_on_finished_pictures_neither_trains_nor_names_a_network(run_dir, tmp_path, monkeypatch, adapted):
+    source, target = write_pictures(tmp_path / "in"), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--report"]
+    assert call(*flags) == 0
+    if adapted:
+        write_run(tmp_path / "out-network", TRAINED)
+    monkeypatch.setattr(denoise, "_adapt", lambda *_: pytest.fail("trains"))
+    assert call(*flags, "--adapt=5min") == 0
+    page = (tmp_path / "out-report.html").read_text()
+    assert page.count("(denoised before)") == 3 and "denoised by" not in page
 
 
 def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
@@ -416,7 +457,7 @@ def test_a_level_for_a_model_that_needs_none_is_a_warning(tmp_path, capsys):
     images.write(tmp_path / "in.png", np.full((9, 9, 1), 100, np.uint8))
     flags = [f"--model={run}", f"--input={tmp_path / 'in.png'}", f"--output={tmp_path / 'out.png'}"]
     assert call(*flags, "--sigma=25") == 0
-    assert "warning: --sigma has no effect: gauss25-n2c-mono finds the noise level itself" in capsys.readouterr().err
+    assert "warning: --sigma has no effect: gauss25-n2c-mono is not told a noise level" in capsys.readouterr().err
     assert call(*flags) == 0
     assert capsys.readouterr().err == ""
     (tmp_path / "levels.csv").write_text("file,sigma\nin.png,10\n")

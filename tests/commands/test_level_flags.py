@@ -79,5 +79,7 @@ def test_a_mixture_needs_both_ranges_or_neither():
     assert level_flags.read_trainable(parsed("--sigma=25"), "additive") == ((None, 25), (None, 25))
     with pytest.raises(UserError, match="^--lam or --sigma: expected both"):
         level_flags.read_trainable(parsed("--sigma=5,50"), "additive")
+    with pytest.raises(UserError, match="^--lam or --sigma: expected both"):
+        level_flags.read_trainable(parsed("--lam=5,200"), "additive")
     with pytest.raises(UserError, match="received no noise"):
         level_flags.read_trainable(parsed("--sigma=0"), "poisson_gaussian")

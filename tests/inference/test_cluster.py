@@ -172,6 +172,15 @@ def test_what_was_done_before_a_worker_failed_stays_done(eager, run_dir, folder,
     assert len(asked) - first == len(tiles) - 1
 
 
+def test_a_worker_is_told_where_the_model_is_and_not_from_where(eager, run_dir, monkeypatch):
+    worker, asked = cluster_module._worker, []
+    monkeypatch.setattr(cluster_module, "_worker", lambda *args: asked.append(args[0]) or worker(*args))
+    monkeypatch.chdir(run_dir.parent)
+    with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:
+        ClusterDenoiser(cluster.scheduler_address, run_dir.name).plane(np.zeros((16, 16, 3)), (0, 1))
+    assert asked == [str(run_dir)]
+
+
 def test_a_worker_sees_that_a_run_has_gone_on(eager, tmp_path):
     plane = np.random.default_rng(0).random((16, 16, 3))
     with distributed.LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster:

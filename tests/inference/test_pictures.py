@@ -166,3 +166,9 @@ def test_a_range_may_be_an_array_and_an_ensemble_has_eight_at_most():
 def test_pictures_with_nothing_in_them_are_finite(shape, value):
     result = ssdn_tf.denoise(np.full(shape, value, np.uint8))
     assert np.isfinite(result.denoised).all() and np.isfinite(result.std).all()
+
+
+@pytest.mark.parametrize("noise", [25, {"sigma": "25"}, {"gamma": 1}, {"sigma": None}, {"sigma": float("nan")}])
+def test_a_noise_that_is_none_is_one_sentence(noise):
+    with pytest.raises(UserError, match="^noise: expected"):
+        ssdn_tf.denoise(image("uint8", (9, 9)), noise=noise)

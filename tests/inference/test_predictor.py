@@ -132,6 +132,16 @@ def test_a_model_that_fits_the_level_fits_one_to_all_tiles():
     assert len(levels) == 1 and found.denoise(noisy, 0.3, tile=48).noise_parameter in levels
 
 
+def test_a_picture_whose_tiles_are_done_is_not_fitted_again(monkeypatch):
+    model = of_width(2, network="tiny", low=5.0, high=50.0).with_source("fitted")
+    noisy, asked = picture(56, 50), []
+    monkeypatch.setattr(model, "fit", lambda pixels: asked.append(pixels) or 0.1)
+    tiles = model.tiles_of(noisy, 48)
+    assert len(list(model.denoise_tiles(noisy, tile=48, done=range(len(tiles) - 1)))) == 1 and len(asked) == 1
+    assert not list(model.denoise_tiles(noisy, tile=48, done=range(len(tiles)))) and len(asked) == 1
+    assert not list(model.denoise_tiles(noisy, tile=None, done=[0])) and len(asked) == 1
+
+
 def test_a_model_that_estimates_the_level_ignores_the_given_one():
     estimating = Predictor(built(PER_IMAGE), PER_IMAGE)
     noisy = picture(24, 24)

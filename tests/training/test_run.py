@@ -532,6 +532,19 @@ def test_a_warm_start_has_the_level_that_was_learned_or_the_one_that_is_told(pic
         assert run.learned_level() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("source", ["global", "per_image"])
+def test_a_level_that_the_start_was_told_is_learned_anew(pictures, tmp_path, uninterrupted, source):
+    _, expected, start = uninterrupted
+    assert start.options.experiment.parameter_source == "known"
+    opts = options(pictures, warm_start=str(start.run_dir), start="40", rate=10.0)
+    opts = dataclasses.replace(opts, experiment=dataclasses.replace(opts.experiment, parameter_source=source))
+    run = training.Run(opts, tmp_path / "e")
+    network = run.denoiser.inference.get_layer("unet").variables
+    assert all(np.array_equal(np.asarray(v), expected[f"average/{v.path}"]) for v in network)
+    if source == "global":
+        assert run.learned_level() == pytest.approx(40, rel=1e-5)
+
+
 def test_a_learned_level_of_two_numbers_is_reported(pictures, tmp_path, capsys):
     experiment = Experiment(
         noise="poisson_gaussian", low=(50.0, 10.0), high=(50.0, 10.0), parameter_source="global", network="tiny"
