@@ -6,7 +6,6 @@ Two runs that differ in `--average` alone show what averaging the weights does: 
 and only the weights that are scored differ. Needs matplotlib.
 """
 
-import json
 import pathlib
 
 import harness
@@ -14,10 +13,13 @@ import harness
 
 def curve(run):
     """(name, images seen, PSNR of the posterior mean in dB) of a run, from its history.jsonl."""
-    run = pathlib.Path(run)
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "psnr" in row]
-    return run.name, [row["images"] for row in rows], [row["psnr"] for row in rows]
+    from ssdn_tf.errors import UserError
+    from ssdn_tf.evaluation import report
+
+    rows = [row for row in report.history(run) if "psnr" in row]
+    if not rows:
+        raise UserError(f"expected runs with a PSNR in their history.jsonl, received '{run}' without.")
+    return pathlib.Path(run).name, [row["images"] for row in rows], [row["psnr"] for row in rows]
 
 
 def run(arguments):

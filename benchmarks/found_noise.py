@@ -52,12 +52,15 @@ def measure(model, clean, kind, level, rng):
 def run(arguments):
     from ssdn_tf.data import images
     from ssdn_tf.inference import predictor, pretrained
+    from ssdn_tf.noise.levels import LEVELS
 
     files = images.find(pathlib.Path(arguments.folder))[: 1 if arguments.quick else None]
     clean = [images.to_float(images.to_channels(images.read(file), arguments.channels)) for file in files]
     clean = [images.middle(picture, arguments.side or 10**6) for picture in clean]
     model = predictor.load(arguments.model or pretrained.DEFAULTS[arguments.channels])
-    harness.print_table(HEADER, (row(model, clean, *case) for case in CASES))
+    told = {number.name for number in LEVELS[model.experiment.noise].numbers}
+    cases = [(kind, level) for kind, level in CASES if told.issuperset(n.name for n in LEVELS[kind].numbers)]
+    harness.print_table(HEADER, (row(model, clean, *case) for case in cases))
 
 
 def row(model, clean, kind, level):

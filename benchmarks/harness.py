@@ -36,8 +36,12 @@ def main(text, run, case=None, flags=None):
     arguments = parser.parse_args()
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from ssdn_tf.errors import UserError
+
     try:
         run(arguments)
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
     except Failed as error:
         sys.exit(f"a case has failed:\n{error}")
 

@@ -41,7 +41,7 @@ def write_pictures(folder, count, rows, columns):
 
 # The smallest U-Net that has every kind of layer: what most tests wait for is the number of layers, not their size.
 DESIGNS["tiny"] = Design(
-    width=2, first=1, encoder=(1,), bottom=1, decoder=(1,), head=(1,), plain_head=(1,), reach=15, plain_reach=7,
+    width=2, encoder=(1,), bottom=1, decoder=(1,), head=(1,), plain_head=(1,),
     tile=1024, residual=True,
 )  # fmt: skip
 

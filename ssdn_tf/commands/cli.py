@@ -133,10 +133,10 @@ def data_dir_flag(values):
 
 
 def range_flag(values, what):
-    """--range. what: it is measured over."""
+    """--range. what: of which a sample is measured, and when black is higher."""
     flags.DEFINE_string(
         "range", None, "intensities of black and white, such as 100,4095 (default: 0,255 for 8 bit, else measured over "
-        f"all {what}; black is higher where the noise shows an offset)", flag_values=values,
+        f"a sample of the {what})", flag_values=values,
     )  # fmt: skip
 
 

@@ -53,7 +53,7 @@ def define(values):
             "report", False, "also write OUTPUT-report.html: the noise of each picture, and noisy beside denoised, to "
             "look at in a browser", flag_values=values,
         )  # fmt: skip
-        cli.range_flag(values, "pictures")
+        cli.range_flag(values, "pictures; black is higher where the noise shows an offset")
     with cli.group(values, "Model"):
         model_flag.define(values)
         model_flag.define_ensemble(values)

@@ -68,25 +68,20 @@ def define(values):
 def _data(values):
     define = {"flag_values": values}
     flags.DEFINE_string(
-        "train_data",
-        "sample",
-        "folder of images; tfds:NAME:SPLIT; or sample, some photographs of scikit-image",
+        "train_data", "sample", "folder of images; tfds:NAME:SPLIT; or sample, some photographs of scikit-image",
         **define,
-    )
+    )  # fmt: skip
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
-    cli.range_flag(values, "images, with --noisy")
+    cli.range_flag(values, "images, with --noisy; preset adapt: black is higher where the noise shows an offset")
     flags.DEFINE_bool(
-        "augment",
-        None,
+        "augment", None,
         "flip and transpose crops at random; with --train_data=sample shuffle colours too (default: yes, no for paper)",
         **define,
-    )
+    )  # fmt: skip
     flags.DEFINE_string(
-        "validation",
-        None,
-        "held_out, none, or a set as in evaluate.py (default: held_out; none for preset paper)",
-        **define,
-    )
+        "validation", None, "held_out, none, or a set as in evaluate.py (default: held_out; none for preset paper, but "
+        "held_out for the sample)", **define,
+    )  # fmt: skip
     cli.data_dir_flag(values)
     flags.DEFINE_integer("memory_mb", 2048, "memory for decoded images, in MiB", lower_bound=0, **define)
 
@@ -94,36 +89,25 @@ def _data(values):
 def _noise(values):
     define = {"flag_values": values}
     flags.DEFINE_enum(
-        "noise",
-        None,
-        experiments.NOISES,
-        "noise model (default: gaussian; preset adapt: that of the network it starts from)",
-        **define,
-    )
+        "noise", None, experiments.NOISES,
+        "noise model (default: gaussian; preset adapt: that of the network it starts from)", **define,
+    )  # fmt: skip
     level_flags.define(values, "; from a range, each crop draws its level")
     flags.DEFINE_enum(
-        "parameter_source",
-        None,
-        experiments.SOURCES,
+        "parameter_source", None, experiments.SOURCES,
         "the noise level is known; learned: one for all images (global), or one for each; or fitted to each crop "
-        "(default: known; global for images that are noisy already)",
-        **define,
-    )
+        "(default: known; global for noisy images of an unknown level, but preset adapt finds it)", **define,
+    )  # fmt: skip
     flags.DEFINE_enum(
-        "likelihood",
-        None,
-        LIKELIHOODS,
+        "likelihood", None, LIKELIHOODS,
         "for impulse noise: the paper's two moments, the exact mixture, or combined, their mean (default: combined, "
-        "paper moments)",
-        **define,
-    )
+        "paper moments)", **define,
+    )  # fmt: skip
     flags.DEFINE_string(
-        "parameter_start",
-        None,
+        "parameter_start", None,
         "first value of a learned level: estimate, from noisy crops; published; or a level (default: estimate; paper "
-        "published)",
-        **define,
-    )
+        "published)", **define,
+    )  # fmt: skip
     flags.DEFINE_float(
         "parameter_rate", None, "times --learning_rate, for a learned global level (default: 10, paper 1)", **define
     )
@@ -134,12 +118,10 @@ def _network(values):
     flags.DEFINE_enum("network", None, tuple(DESIGNS), "U-Net (default: compact; paper for preset paper)", **define)
     flags.DEFINE_integer("width", None, "features of the first layer (default: 16, paper 48)", lower_bound=1, **define)
     flags.DEFINE_enum(
-        "pipeline",
-        None,
-        experiments.PIPELINES,
+        "pipeline", None, experiments.PIPELINES,
         "blindspot (default), or a baseline: mean (no noise model), n2c (clean targets), n2n (noisy targets)",
         **define,
-    )
+    )  # fmt: skip
     flags.DEFINE_enum("covariance", None, ("full", "diagonal"), "of the colours (default: full)", **define)
     flags.DEFINE_enum(
         "channels", None, ("3", "1"), "3 for colour, 1 for gray (default: 3; of noisy images, their own)", **define
@@ -152,13 +134,10 @@ def _network(values):
 def _optimization(values):
     define = {"flag_values": values}
     flags.DEFINE_enum(
-        "preset",
-        None,
-        tuple(PRESETS),
+        "preset", None, tuple(PRESETS),
         "how long to train: quick (5 minutes), hour (default), night (8 hours), or paper (2 to 16 million crops; "
-        "default with --experiment); adapt: 5 minutes on noisy images, from a network of the package",
-        **define,
-    )
+        "default with --experiment); adapt: 5 minutes on noisy images, from a network of the package", **define,
+    )  # fmt: skip
     flags.DEFINE_string("budget", None, "train for this long, such as 90s, 30min or 2h", **define)
     flags.DEFINE_integer("train_images", None, "train on so many crops, however long it takes", lower_bound=1, **define)
     flags.DEFINE_string("stages", None, "crop x batch size : share of the training, as 64x1:0.6,128x1:0.4", **define)
@@ -185,12 +164,9 @@ def _run(values):
     )
     flags.DEFINE_string("runs", "runs", "folder of the runs", **define)
     flags.DEFINE_integer(
-        "report_images",
-        None,
-        "crops between two reports (default: 20 reports, at least 400 crops apart)",
-        lower_bound=1,
-        **define,
-    )
+        "report_images", None, "crops between two reports (default: 20 reports, at least 400 crops apart)",
+        lower_bound=1, **define,
+    )  # fmt: skip
     flags.DEFINE_float("checkpoint_minutes", 5.0, "minutes between two checkpoints", lower_bound=0.0, **define)
     flags.DEFINE_float(
         "max_minutes", None, "stop after so many minutes; the same command continues", lower_bound=0.0, **define
@@ -200,22 +176,18 @@ def _run(values):
 def _devices(values):
     define = {"flag_values": values}
     flags.DEFINE_enum(
-        "jit",
-        "auto",
-        ("auto", "on", "off"),
+        "jit", "auto", ("auto", "on", "off"),
         "compile with XLA; auto does so in training, but for bfloat16 on a CPU. The last bits of a result depend on it",
         **define,
-    )
+    )  # fmt: skip
     flags.DEFINE_integer(
         "steps_per_execution", 1, "steps that are handed to the device at once", lower_bound=1, **define
     )
     flags.DEFINE_enum(
-        "strategy",
-        "auto",
-        tf_config.STRATEGIES,
+        "strategy", "auto", tf_config.STRATEGIES,
         "auto: the workers of TF_CONFIG if it names several, else all GPUs; mirrored: all devices of this machine",
         **define,
-    )
+    )  # fmt: skip
     flags.DEFINE_integer("cpu_devices", 1, "split the CPU, to try --strategy=mirrored", lower_bound=1, **define)
     flags.DEFINE_float("wait_minutes", 10.0, "how long workers wait for each other", lower_bound=0.0, **define)
 

@@ -108,7 +108,7 @@ def _bayesian(experiment, start, rate, network):
     inputs = {"noisy": noisy, "noise_parameter": given}
     results = {
         "denoised": losses.PosteriorMean(model, name="denoised")(*posterior),
-        "mu_x": Cast(name="mu_x")(mu_x),
+        "mu_x": ops.cast(mu_x, "float32"),
         "prior_std": PriorStd(model, name="prior_std")(mu_x, sigma_x),
         "posterior_std": losses.PosteriorStd(model, name="posterior_std")(*posterior),
         "noise_parameter": parameter,
@@ -117,14 +117,6 @@ def _bayesian(experiment, start, rate, network):
         keras.Model(inputs, loss(*posterior), name="training"),
         keras.Model(inputs, results, name="inference"),
     )
-
-
-@keras.saving.register_keras_serializable("ssdn_tf")
-class Cast(keras.layers.Layer):
-    """Converts to float32."""
-
-    def call(self, x):
-        return ops.cast(x, "float32")
 
 
 def _regression(experiment, network):

@@ -9,15 +9,12 @@ from typing import NamedTuple
 class Design(NamedTuple):
     """A U-Net; features are counted in multiples of its width.
 
-    width: default of the width.
-    first: features of the first convolution.
+    width: default of the width: features of the first convolution.
     encoder: of the convolution before each pooling, from the full resolution down.
     bottom: of the convolution after the last pooling.
     decoder: of the two convolutions of each level, from the full resolution down.
     head: of the 1x1 convolutions that join the four directions, without the last one.
     plain_head: the same in a network without a blind spot, which sees all directions at once.
-    reach: an output depends on inputs at most this many rows or columns away.
-    plain_reach: the same without a blind spot.
     tile: side of the tiles in which large pictures are denoised, as large as the memory of most machines allows.
     residual: the network sees the image minus 0.5 and predicts the difference of the mean from the average of
         the eight neighbours. Its last layer starts a tenth as large. With a blind spot, its 1x1 convolutions also see
@@ -26,14 +23,11 @@ class Design(NamedTuple):
     """
 
     width: int
-    first: int
     encoder: tuple
     bottom: int
     decoder: tuple
     head: tuple
     plain_head: tuple
-    reach: int
-    plain_reach: int
     tile: int
     residual: bool = False
 
@@ -42,37 +36,35 @@ class Design(NamedTuple):
         """Heights and widths are filled up to multiples of this."""
         return 2 ** len(self.encoder)
 
+    def reach(self, blindspot=True):
+        """An output depends on inputs at most this many rows or columns away."""
+        # Of shifted layers, all of the reach lies on one side.
+        return 10 * self.grid - 5 if blindspot else 5 * self.grid - 3
+
     def halo(self, blindspot=True):
         """`reach`, rounded up to the grid: how far tiles must overlap to give the result of the whole image."""
-        reach = self.reach if blindspot else self.plain_reach
-        return -(-reach // self.grid) * self.grid
+        return -(-self.reach(blindspot) // self.grid) * self.grid
 
 
 DESIGNS = {
     # Laine et al. 2019, supplement, table 1.
     "paper": Design(
         width=48,
-        first=1,
         encoder=(1, 1, 1, 1, 1),
         bottom=1,
         decoder=(2, 2, 2, 2, 2),
         head=(8, 2),
         plain_head=(2, 2),
-        reach=315,
-        plain_reach=157,
         tile=1536,
     ),
     # Few features at full resolution, where they are expensive: a sixth of the paper's work, a quarter of its weights.
     "compact": Design(
         width=16,
-        first=1,
         encoder=(1, 3, 4),
         bottom=6,
         decoder=(2, 3, 4),
         head=(8, 8, 4),
         plain_head=(4, 4),
-        reach=75,
-        plain_reach=37,
         tile=896,
         residual=True,
     ),

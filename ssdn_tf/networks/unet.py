@@ -47,7 +47,7 @@ class UNet(keras.layers.Layer):
         self.sees_neighbours = design.residual and blindspot
         settings = {"dtype": self.dtype_policy}
         shifted = settings | {"shifted": blindspot}
-        features = [self.width * n for n in (design.first, *design.encoder, design.bottom)]
+        features = [self.width * n for n in (1, *design.encoder, design.bottom)]
         self.encoder = [layers.Convolution(n, name=f"enc_conv{i}", **shifted) for i, n in enumerate(features)]
         levels = range(len(design.encoder), 0, -1)
         self.pools = [layers.Pooling(name=f"pool{i}", **shifted) for i in reversed(levels)]

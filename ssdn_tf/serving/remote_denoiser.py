@@ -36,7 +36,7 @@ class RemoteDenoiser:
         self.takes_level = "noise_parameter" in signatures["denoise_png"].inputs
         self.noise_parameter = None
         self.experiment = None
-        self.grid, self.reach = DESIGNS["paper"].grid, DESIGNS["paper"].reach
+        self.grid, self.reach = DESIGNS["paper"].grid, DESIGNS["paper"].reach()
         if "describe" in signatures:
             self._read_card()
 

@@ -197,14 +197,13 @@ def model_card(experiment, **more):
         for number, low, high in zip(level.numbers, level.split(experiment.low), level.split(experiment.high)):
             stated[number.name] = low if low == high else [low, high]
     design = DESIGNS[experiment.network]
-    reach = design.reach if experiment.blindspot else design.plain_reach
     return {
         "name": experiment.name,
         "experiment": experiment.to_dict(),
         "noise": {"kind": experiment.noise, "unit": "; ".join(n.unit for n in level.numbers)} | stated,
         "parameter_source": experiment.parameter_source,
         "channels": experiment.channels,
-        "network": {"design": experiment.network, "grid": design.grid, "reach": reach},
+        "network": {"design": experiment.network, "grid": design.grid, "reach": design.reach(experiment.blindspot)},
         "package": f"ssdn_tf {ssdn_tf.__version__}",
         **more,
     }

@@ -77,10 +77,6 @@ def expected_keys(experiment):
 # ---------------------------------------------------------------- every experiment
 
 
-def test_there_are_46_published_experiments():
-    assert len(PUBLISHED) == 46
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_runs(name):
     """One forward pass of both models: keys, shapes, dtypes, finite values."""
@@ -283,7 +279,6 @@ def test_the_prior_layer_keeps_the_boring_truths(channels, diagonal):
 def test_the_small_layers_keep_the_boring_truths():
     mu_x, sigma_x = np.random.uniform(size=(2, 4, 6, 3)), np.random.uniform(size=(2, 4, 6, 3, 3))
     support.check_layer(models.PriorStd(ImpulseNoise()), mu_x, sigma_x)
-    support.check_layer(models.Cast(), np.random.uniform(size=(2, 4, 6, 3)))
 
 
 def test_the_algebra_is_float64():

@@ -1,5 +1,9 @@
 """The networks that the package brings: cards, blindness, and what they do on a picture."""
 
+import importlib.util
+import json
+import pathlib
+
 import numpy as np
 import pytest
 from support import array
@@ -125,3 +129,17 @@ def test_colours_of_unequal_brightness_have_unequal_photon_noise_and_no_warning(
     found = diagnosis.diagnose(model, [(gray + noise).astype(np.float32)])
     assert found.channels == pytest.approx(2, rel=0.1)
     assert any("the noise of the colours differs by a factor of" in sentence for sentence in found.warnings())
+
+
+def test_the_figures_of_a_card_are_those_of_the_network(tmp_path):
+    path = pathlib.Path(__file__).parents[2] / "export" / "pretrained.py"
+    spec = importlib.util.spec_from_file_location("export_pretrained", path)
+    export = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(export)
+    tested = {"noise": "gaussian", "low": 25.0, "high": 25.0, "channels": 3}
+    own = {"name": "x", "dataset": "kodak", "experiment": {"noise": "gaussian"}, "tested": tested, "psnr": 31.5}
+    results = [own, own | {"name": "median", "experiment": None, "psnr": 25.0}]
+    (tmp_path / "a.json").write_text(json.dumps({"model": {"name": "some-rgb"}, "results": results}))
+    assert export._figures("some-rgb", [tmp_path / "a.json"]) == {"kodak": {"sigma 25": "31.50 dB"}}
+    with pytest.raises(UserError, match="expected results of other-rgb, received those of some-rgb"):
+        export._figures("other-rgb", [tmp_path / "a.json"])

@@ -8,7 +8,6 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -24,7 +23,7 @@ from ssdn_tf.commands import cli, train, train_flags
 from ssdn_tf.data.samples import ImageStore, Samples
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import checkpoints, predictor
+from ssdn_tf.inference import predictor
 from ssdn_tf.networks import layers
 from ssdn_tf.training import build, callbacks, folder
 from ssdn_tf.training import run as training
@@ -488,30 +487,6 @@ def test_steps_without_a_finite_gradient_end_the_run_with_advice(pictures, tmp_p
     kernels = [k for k in before if k.endswith("kernel")]
     assert all(np.array_equal(before[k], after[k]) for k in kernels)
     assert json.loads((tmp_path / "d" / "history.jsonl").read_text().splitlines()[0])["loss"] is None
-
-
-def test_a_full_disk_at_a_checkpoint_keeps_the_one_before(uninterrupted, tmp_path):
-    """The limit on file sizes stands in for the disk: a real error of the system, half-way through the file."""
-    _, _, run = uninterrupted
-    path = tmp_path / "checkpoint.npz"
-    run.checkpoint = path
-    run.save()
-    before = path.read_bytes()
-    code = f"""
-import resource, numpy as np
-from ssdn_tf.inference import checkpoints
-from ssdn_tf.errors import UserError
-resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) // 2}, {len(before) // 2}))
-try:
-    checkpoints.save({str(path)!r}, {{"a": np.zeros({len(before)})}}, {{}})
-except UserError as error:
-    print("one sentence:", error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "one sentence:" in done.stdout and "checkpoint.npz" in done.stdout
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.npz"]
-    checkpoints.load(path, run.variables)
 
 
 def test_a_warm_start_begins_with_the_weights_of_another_run(pictures, tmp_path, uninterrupted):
