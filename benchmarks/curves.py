@@ -23,6 +23,7 @@ def curve(run):
 
 
 def run(arguments):
+    curves = [curve(folder) for folder in arguments.runs]
     import matplotlib
 
     matplotlib.use("agg")
@@ -30,7 +31,7 @@ def run(arguments):
 
     figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
     rows = []
-    for name, seen, psnr in map(curve, arguments.runs):
+    for name, seen, psnr in curves:
         axes.plot(seen, psnr, linewidth=1, label=name)
         falls = [earlier - later for earlier, later in zip(psnr, psnr[1:])]
         rows.append((name, len(psnr), f"{psnr[-1]:.2f}", f"{max(psnr):.2f}", f"{max([0.0, *falls]):.2f}"))

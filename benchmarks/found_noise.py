@@ -51,6 +51,7 @@ def measure(model, clean, kind, level, rng):
 
 def run(arguments):
     from ssdn_tf.data import images
+    from ssdn_tf.errors import UserError
     from ssdn_tf.inference import predictor, pretrained
     from ssdn_tf.noise.levels import LEVELS
 
@@ -60,6 +61,8 @@ def run(arguments):
     model = predictor.load(arguments.model or pretrained.DEFAULTS[arguments.channels])
     told = {number.name for number in LEVELS[model.experiment.noise].numbers}
     cases = [(kind, level) for kind, level in CASES if told.issuperset(n.name for n in LEVELS[kind].numbers)]
+    if not cases:
+        raise UserError(f"expected a network for additive noise, received {model.experiment.name}.")
     harness.print_table(HEADER, (row(model, clean, *case) for case in cases))
 
 

@@ -90,8 +90,9 @@ def _figures(name, files):
     figures = {}
     for file in files:
         summary = json.loads(pathlib.Path(file).read_text())
-        if summary["model"]["name"] != name:
-            raise UserError(f"{file}: expected results of {name}, received those of {summary['model']['name']}.")
+        tested = summary["model"]["name"] if summary["model"] else "baselines alone"
+        if tested != name:
+            raise UserError(f"{file}: expected results of {name}, received those of {tested}.")
         for result in summary["results"]:
             if result["experiment"] and result["psnr"] is not None:
                 figures.setdefault(result["dataset"], {})[report.tested(result)] = f"{result['psnr']:.2f} dB"

@@ -132,11 +132,11 @@ def data_dir_flag(values):
     )  # fmt: skip
 
 
-def range_flag(values, what):
-    """--range. what: of which a sample is measured, and when black is higher."""
+def range_flag(values, what, black="black is higher where the noise shows an offset"):
+    """--range. what: of which a sample is measured; black: when it is found by the noise."""
     flags.DEFINE_string(
         "range", None, "intensities of black and white, such as 100,4095 (default: 0,255 for 8 bit, else measured over "
-        f"a sample of the {what})", flag_values=values,
+        f"a sample of the {what}; {black})", flag_values=values,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from ssdn_tf.data.planes import readable, spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import precision
 from ssdn_tf.networks.designs import DESIGNS
+from ssdn_tf.training import folder
 
 TEXT = """Denoises a picture, or a folder of them. The noise level is estimated.
 
@@ -53,7 +54,7 @@ def define(values):
             "report", False, "also write OUTPUT-report.html: the noise of each picture, and noisy beside denoised, to "
             "look at in a browser", flag_values=values,
         )  # fmt: skip
-        cli.range_flag(values, "pictures; black is higher where the noise shows an offset")
+        cli.range_flag(values, "pictures")
     with cli.group(values, "Model"):
         model_flag.define(values)
         model_flag.define_ensemble(values)
@@ -102,13 +103,14 @@ def main(values):
     if not limits and len(survey.dtypes) > 1:
         found = " and ".join(f"{dtype} ('{file}')" for dtype, file in survey.dtypes.items())
         raise UserError(f"expected pictures of one dtype, or the --range of all of them, received {found}.")
+    whole = [pair for pair in pending if pair[0] in survey.files]
     network = _model(values, levels)
     if values.adapt:
         adapted = files.beside(values.output, "network")
-        code = _adapt(values, survey, limits, network, adapted) if pending else 0
+        code = _adapt(values, survey, limits, network, adapted) if whole else 0
         if code:
             return code
-        network = adapted if adapted.exists() else network
+        network = adapted if folder.has_begun(adapted) else network
     worker = _worker(values, network)
     limits = limits or _found_range(values, survey, worker)
     _check_model(values, worker, survey.channels, all(file in levels for file in survey.files))
@@ -116,9 +118,8 @@ def main(values):
         worker.fit_set(_first_planes(survey.files), limits)
     page = None
     if values.report:
-        title = f"{values.input}, denoised by {network or 'the network of the package'}" if pending else values.input
+        title = f"{values.input}, denoised by {network or 'the network of the package'}" if whole else values.input
         page = _page(title, set(pairs) - set(pending), limits)
-    whole = [pair for pair in pending if pair[0] in survey.files]
     failed = len(pending) - len(whole) + _denoise_all(values, worker, limits, whole, levels, page)
     if failed:
         raise UserError(f"{failed} of {len(pairs)} pictures could not be denoised; see above.")

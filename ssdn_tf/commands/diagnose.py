@@ -29,7 +29,7 @@ def diagnose():
 def define(values):
     """The flags of the command."""
     flags.DEFINE_string("input", None, "noisy picture, or a folder of them", flag_values=values)
-    cli.range_flag(values, "pictures; black is higher where the noise shows an offset")
+    cli.range_flag(values, "pictures")
     model_flag.define(values)
 
 

@@ -72,7 +72,8 @@ def _data(values):
         **define,
     )  # fmt: skip
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
-    cli.range_flag(values, "images, with --noisy; preset adapt: black is higher where the noise shows an offset")
+    black = "with preset adapt, black is higher where the noise shows an offset, or both are those of the start"
+    cli.range_flag(values, "noisy images", black)
     flags.DEFINE_bool(
         "augment", None,
         "flip and transpose crops at random; with --train_data=sample shuffle colours too (default: yes, no for paper)",

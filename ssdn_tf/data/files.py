@@ -196,14 +196,14 @@ def write(path, picture, planes):
 
 
 def check_target(path, picture):
-    """Raises UserError if a Picture cannot be written there, for the suffix or for a folder with other files."""
+    """Raises UserError if a Picture cannot be written there, for its suffix or as it is a folder."""
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
     if path.suffix.lower() not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
     if path.is_dir() and not (path.suffix.lower() == zarr_files.SUFFIX and zarr_files.is_zarr(path)):
-        raise UserError(f"{path}: expected a name for a new picture, received a folder with other files.")
+        raise UserError(f"{path}: expected the name of a picture, received that of a folder.")
 
 
 def _fits(suffix, picture):

@@ -115,11 +115,11 @@ class NoisyPlanes(Store):
             height, *row = plane.shape
             row = max(plane.dtype.itemsize, 4) * math.prod(row)
             rows = height
-            left -= row * height
-            if left < 0 and planes:
+            rest = left - row * height
+            if rest < 0 and planes:
                 images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")
                 break
-            if left < 0:
+            if rest < 0:
                 rows = int(memory_mb * 2**20 // row)
                 if rows < crop:
                     raise UserError(f"{name.rpartition('#')[0]}: expected a picture that fits into {memory_mb} MiB.")
@@ -130,6 +130,7 @@ class NoisyPlanes(Store):
                 images.warn(f"left out {error}")
                 continue
             self.names.append(name)
+            left = rest
         if small:
             images.warn(
                 f"left out {images.enumerate_names(dict.fromkeys(small))}: smaller than the crop of {crop}x{crop}."

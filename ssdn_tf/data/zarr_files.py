@@ -136,8 +136,8 @@ def write(folder, planes, shape, dtype, samples=False, like=None):
         planes: iterable; each may be a memory map.
         shape, dtype: of the array.
         samples: its last axis is that of the colours.
-        like: path of a Zarr whose layout, compression, attributes and place in its group are kept, in place of the
-            three; of several scales, only the first is written.
+        like: path of a Zarr whose layout, compression, attributes and place in its group are kept; `shape`, `dtype` and
+            `samples` are then ignored. Of several scales, only the first is written.
     """
     if like is None:
         layout = _Layout.of(shape, samples)

@@ -1,5 +1,6 @@
 """Denoises pictures in the units they come in: arrays and files of any dtype, range and number of planes."""
 
+import collections.abc
 import functools
 import pathlib
 from typing import NamedTuple
@@ -168,19 +169,19 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
     worker = PictureDenoiser(model, tile, ensemble, load=load_once)
     sampled = (planes[i] for i in spread(len(planes)))
     if value_range is None:
-        limits = ranges.find(sampled, worker.predictor, bool(noise))[0]
+        limits = ranges.find(sampled, worker.predictor, noise is not None)[0]
     else:
         limits = images.checked_range(value_range)
-    if noise:
+    if noise is not None:
         channels = planes.shape[-1]
         worker.parameters[channels] = parameter_of(noise, worker.predictor(channels).experiment)
-    denoised, std, found = np.empty(planes.shape, image.dtype), np.empty(planes.shape, np.float32), []
+    denoised, stds, found = np.empty(planes.shape, image.dtype), [], []
     for number, plane in enumerate(planes):
-        result, std_of_plane, noise_of_plane = worker.plane(plane, limits)
+        result, std, noise_of_plane = worker.plane(plane, limits)
         denoised[number] = files.cast(result, image.dtype)
-        std[number] = 0 if std_of_plane is None else std_of_plane
+        stds.append(std)
         found.append(noise_of_plane)
-    std = None if std_of_plane is None else std.reshape(image.shape)
+    std = None if stds[0] is None else np.stack(stds).reshape(image.shape)
     return Denoised(denoised.reshape(image.shape), std, found[0] if len(found) == 1 else found)
 
 
@@ -215,9 +216,9 @@ def parameter_of(noise, experiment):
     """
     level = LEVELS[experiment.noise]
     names = [number.name for number in level.numbers]
-    if not isinstance(noise, dict) or not noise or set(noise) - set(names):
-        found = ", ".join(map(str, noise)) if isinstance(noise, dict) else noise
-        raise UserError(f"noise: expected {' or '.join(names)} for {experiment.name}, received {found}.")
+    if not isinstance(noise, collections.abc.Mapping) or not noise or set(noise) - set(names):
+        found = ", ".join(map(str, noise)) if isinstance(noise, collections.abc.Mapping) else repr(noise)
+        raise UserError(f"noise: expected {' or '.join(names)} for {experiment.name}, received {found or 'nothing'}.")
     try:
         for number in level.numbers:
             if number.name in noise:

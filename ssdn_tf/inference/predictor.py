@@ -125,8 +125,9 @@ class Predictor:
             tile: pictures of more than tile^2 pixels are denoised in overlapping tiles of this side, a multiple of
                 `grid`, which bounds the memory. "auto": that of `networks.designs`. None: never. The result is that of
                 the whole picture up to rounding, with three exceptions: a SavedModel that finds the level of each
-                picture finds it for each tile; a level is fitted to some of the tiles; and in an ensemble, the tiles of
-                a flipped picture lie on the network's grid as it does only where its sides are multiples of `grid`.
+                picture finds it for each tile; a level is fitted to some of the tiles; and in an ensemble, a flipped
+                tile lies on the grid as the flipped picture does only where the sides of the picture are multiples of
+                `grid`.
             ensemble: how many orientations of the picture the network sees, 1 to 8 (flips, then transposes); mu_x and
                 sigma_x are averaged over them before the noisy pixel is brought in. It takes that many times as long.
 

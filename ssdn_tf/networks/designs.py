@@ -9,7 +9,7 @@ from typing import NamedTuple
 class Design(NamedTuple):
     """A U-Net; features are counted in multiples of its width.
 
-    width: default of the width: features of the first convolution.
+    width: features of the first convolution, by default.
     encoder: of the convolution before each pooling, from the full resolution down.
     bottom: of the convolution after the last pooling.
     decoder: of the two convolutions of each level, from the full resolution down.

@@ -14,7 +14,7 @@ from ssdn_tf.noise import linalg
 from ssdn_tf.noise.prior import diagonal_matrix
 
 PIXELS = 2**15  # at most, of a picture that a fit reads: chance then moves sigma 25 by about 0.25 %
-_STEPS = 4  # on a quarter of the pixels, and as many from there on all
+_STEPS = 4  # of Fisher scoring, on a quarter of the pixels and then as many on all
 LEAST_GAIN = 1e-3  # nats a pixel: what chance and small faults of the prior bring is less
 _FRACTIONS = (1.0, 0.25)  # of a step that are tried
 

@@ -15,7 +15,6 @@ training refuses it (`check_trainable`).
 
 import dataclasses
 import math
-from numbers import Real
 
 LIKELIHOODS = ("moments", "mixture", "combined")  # of impulse noise; see noise.impulse.ImpulseNoise
 
@@ -115,9 +114,13 @@ class Level:
 
     def check(self, level):
         """Raises ValueError unless `level` is legal."""
-        is_number = isinstance(level, Real)
-        if not (is_number and self.low <= level <= self.high):  # False for NaN
-            raise ValueError(f"expected {self.allowed}, received {format(level, 'g') if is_number else repr(level)}.")
+        try:
+            is_legal = not isinstance(level, str) and self.low <= float(level) <= self.high  # False for NaN
+        except (TypeError, ValueError):
+            is_legal = False
+        if not is_legal:
+            text = f"{level:g}" if isinstance(level, int | float) else repr(level)
+            raise ValueError(f"expected {self.allowed}, received {text}.")
 
     def check_trainable(self, low, high):
         """Raises ValueError where all pictures of a training would have no noise, or nothing else."""

@@ -46,23 +46,19 @@ def is_needed(options):
 def limits(options, run_dir, store):
     """The range of the images: as given, as an earlier start has found it, or found now; see `ranges.find`.
 
-    Without a network to start from, it is the measured one.
+    Where the noise is given or learned, it is the measured one.
 
     Args:
         options, run_dir: as for `find`.
         store: planes.NoisyPlanes with the range that is given or measured.
     """
-    if options.value_range or not options.warm_start:
+    if options.value_range or not is_needed(options):
         return store.limits
     if folder.has_begun(run_dir):
         return folder.read_options(run_dir).value_range or store.limits
     start = pictures.load_once(options.warm_start)
-    found, origin = ranges.refined(
-        store.limits,
-        start,
-        lambda: [store.whole(i) for i in spread(len(store), ranges.PLANES)],
-        noise_is_known=not is_needed(options),
-    )
+    planes = [store.whole(i) for i in spread(len(store), ranges.PLANES)]
+    found, origin = ranges.refined(store.limits, start, lambda: planes)
     if found != store.limits:
         print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
     return found

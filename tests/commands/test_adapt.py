@@ -164,7 +164,7 @@ def test_a_black_level_is_found_and_goes_from_the_training_to_the_denoising(tmp_
     assert f"{said} (black found by the noise" in capsys.readouterr().out
     assert denoised_by(f"--input={source}", f"--output={tmp_path / 'told'}", "--lam=30") == 0
     assert "Range" not in capsys.readouterr().out
-    # A network that is adapted again keeps its range, whatever the pictures are.
+    # A network that is adapted again keeps its range, for pictures of a similar one.
     (source / "1.png").unlink()
     flags = [f"--model={tmp_path / 'out-network'}", f"--input={source}", f"--output={tmp_path / 'again'}"]
     assert denoised_by(*flags, "--adapt=1s") == 0

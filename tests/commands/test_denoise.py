@@ -177,7 +177,7 @@ def test_a_zarr_is_neither_written_around_the_input_nor_over_other_files(run_dir
     assert "--output: expected a name beside --input, received " in capsys.readouterr().err
     assert call(f"--model={run_dir}", source, f"--output={tmp_path / 'd.zarr'}") == 1
     # A folder as output is where a picture goes into, but for a Zarr.
-    assert "d.zarr: expected a name for a new picture, received a folder with other files" in capsys.readouterr().err
+    assert "d.zarr: expected the name of a picture, received that of a folder" in capsys.readouterr().err
     assert names(tmp_path) == there
 
 
@@ -323,8 +323,11 @@ def test_a_report_on_finished_pictures_neither_trains_nor_names_a_network(run_di
     assert call(*flags) == 0
     if adapted:
         write_run(tmp_path / "out-network", TRAINED)
+        (source / "bad.png").write_bytes(b"damaged")
+    else:
+        (tmp_path / "out-network").mkdir()  # of a training that did not begin
     monkeypatch.setattr(denoise, "_adapt", lambda *_: pytest.fail("trains"))
-    assert call(*flags, "--adapt=5min") == 0
+    assert call(*flags, "--adapt=5min") == adapted
     page = (tmp_path / "out-report.html").read_text()
     assert page.count("(denoised before)") == 3 and "denoised by" not in page
 

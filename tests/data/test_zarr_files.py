@@ -135,7 +135,7 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path):
     np.save(tmp_path / "in.npy", values((8, 8)))
     (tmp_path / "out.zarr").mkdir()
     (tmp_path / "out.zarr" / "thesis.txt").write_text("years")
-    with pytest.raises(UserError, match="expected a name for a new picture, received a folder with other files"):
+    with pytest.raises(UserError, match="expected the name of a picture, received that of a folder"):
         through(tmp_path / "in.npy", tmp_path / "out.zarr")
     assert (tmp_path / "out.zarr" / "thesis.txt").read_text() == "years"
     for _ in range(2):  # a Zarr is replaced
@@ -149,6 +149,12 @@ def test_training_reads_no_more_rows_than_fit_into_memory(tmp_path, capsys):
             chunk.write_bytes(b"damaged")
     found = planes.NoisyPlanes([source], 32, memory_mb=1)
     assert found[0].shape == (524, 500, 1) and "only 524 of 4000 rows" in capsys.readouterr().err
+    # A damaged one takes no memory.
+    (tmp_path / "in.zarr" / "c" / "0" / "0").write_bytes(b"damaged")
+    for name in ("a", "b"):
+        np.save(tmp_path / f"{name}.npy", values((64, 64)))
+    found = planes.NoisyPlanes([source, tmp_path / "a.npy", tmp_path / "b.npy"], 32, memory_mb=1)
+    assert found.names == ["a.npy#0", "b.npy#0"] and "expected a chunk that can be read" in capsys.readouterr().err
 
 
 def test_the_range_of_8_bit_is_known_without_reading(tmp_path):
