@@ -146,7 +146,7 @@ def write(folder, planes, shape, dtype, samples=False, like=None):
         array = package().create_array(str(folder), shape=shape, dtype=dtype, chunks=chunks)
     else:
         array, layout = _create_like(folder, like)
-    rows = (array.shards or array.chunks)[len(layout.stack) - layout.counts_last]  # are written at once
+    rows = (array.shards or array.chunks)[len(layout.stack) - layout.counts_last]  # of a chunk, or a shard of them
     for number, plane in enumerate(planes):
         step = max(_BAND // (rows * plane[:1].nbytes), 1) * rows
         for top in range(0, plane.shape[0], step):
