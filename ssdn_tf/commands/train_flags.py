@@ -72,7 +72,10 @@ def _data(values):
         **define,
     )  # fmt: skip
     flags.DEFINE_bool("noisy", False, "the images are noisy already: add no noise", **define)
-    black = "with preset adapt, black is higher where the noise shows an offset, or both are those of the start"
+    black = (
+        "with preset adapt, black is higher where the noise shows an offset, or both are those of the network that it "
+        "starts from"
+    )
     cli.range_flag(values, "noisy images", black)
     flags.DEFINE_bool(
         "augment", None,

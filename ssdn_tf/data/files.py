@@ -196,7 +196,7 @@ def write(path, picture, planes):
 
 
 def check_target(path, picture):
-    """Raises UserError if a Picture cannot be written there, for its suffix or as it is a folder."""
+    """Raises UserError if a Picture cannot be written there, because of the suffix or because it is a folder."""
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
     if path.suffix.lower() not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"

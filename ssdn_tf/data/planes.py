@@ -112,9 +112,8 @@ class NoisyPlanes(Store):
             if min(plane.shape[:2]) < crop:
                 small.append(name.rpartition("#")[0])
                 continue
-            height, *row = plane.shape
-            row = max(plane.dtype.itemsize, 4) * math.prod(row)
-            rows = height
+            rows = height = plane.shape[0]
+            row = max(plane.dtype.itemsize, 4) * math.prod(plane.shape[1:])
             rest = left - row * height
             if rest < 0 and planes:
                 images.warn(f"only {len(planes)} pictures fit into {memory_mb} MiB; the others are left out.")

@@ -57,8 +57,9 @@ def limits(options, run_dir, store):
     if folder.has_begun(run_dir):
         return folder.read_options(run_dir).value_range or store.limits
     start = pictures.load_once(options.warm_start)
-    planes = [store.whole(i) for i in spread(len(store), ranges.PLANES)]
-    found, origin = ranges.refined(store.limits, start, lambda: planes)
+    found, origin = ranges.refined(
+        store.limits, start, lambda: [store.whole(i) for i in spread(len(store), ranges.PLANES)]
+    )
     if found != store.limits:
         print(f"Range of the images: black {found[0]:.6g}, white {found[1]:.6g} ({origin}).", flush=True)
     return found

@@ -96,8 +96,8 @@ class Run:
     def _claim(self, options):
         if not self.devices.is_chief:
             return contextlib.ExitStack(), options
-        if options.warm_start and not self.checkpoint.exists() and not pretrained.weights(options.warm_start):
-            folder.read_options(options.warm_start)
+        if options.warm_start and not self.checkpoint.exists():
+            folder.experiment_of(options.warm_start)  # before the folder is made: there is such a start
         return folder.claim(self.run_dir, options)
 
     def _build(self):

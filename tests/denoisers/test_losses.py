@@ -5,9 +5,9 @@ import math
 import keras
 import numpy as np
 import pytest
-from support import ACCURACY, array, check_layer, gradients, random_prior, tensor
+from support import ACCURACY, array, check_layer, gradients, narrow, random_prior, tensor
 
-from ssdn_tf.denoisers import losses, noise_layer
+from ssdn_tf.denoisers import experiments, losses, models, noise_layer
 from ssdn_tf.noise import registry
 from ssdn_tf.noise.gaussian import GaussianNoise
 from ssdn_tf.noise.impulse import ImpulseNoise
@@ -98,6 +98,26 @@ def test_learned_noise_is_rewarded(channels, kind):
     else:
         std = np.sqrt(arguments[1].astype(np.float64) / 30.0).mean(axis=-1)
     np.testing.assert_allclose(plain - rewarded, 0.1 * std, rtol=ACCURACY)
+
+
+@pytest.mark.parametrize(
+    "kind, channels, source, scale, regularization",
+    [
+        ("gaussian", 3, "known", 1.0, 0.0),
+        ("gaussian", 3, "global", 1.0, 0.1),
+        ("gaussian", 1, "known", 2.0, 0.0),
+        ("gaussian", 1, "per_image", 2.0, 0.1),
+        ("poisson", 3, "per_image", 1.0, 0.1),
+        ("poisson", 1, "global", 2.0, 0.1),
+        ("impulse", 3, "known", 2.0, 0.0),
+        ("impulse", 3, "global", 2.0, 0.0),
+        ("impulse", 1, "per_image", 2.0, 0.0),
+    ],
+)
+def test_models_weigh_likelihood_and_reward_as_published(kind, channels, source, scale, regularization):
+    experiment = experiments.Experiment(kind, 1.0, 1.0, parameter_source=source, channels=channels)
+    layer = models.build(narrow(experiment, 2)).training.get_layer("loss")
+    assert (layer.scale, layer.regularization) == (scale, regularization)
 
 
 def sharp_prior():

@@ -172,7 +172,7 @@ def test_what_was_done_before_a_worker_failed_stays_done(eager, run_dir, folder,
     assert len(asked) - first == len(tiles) - 1
 
 
-def test_a_worker_is_told_where_the_model_is_and_not_from_where(eager, run_dir, monkeypatch):
+def test_a_worker_gets_the_absolute_path_of_a_model(eager, run_dir, monkeypatch):
     worker, asked = cluster_module._worker, []
     monkeypatch.setattr(cluster_module, "_worker", lambda *args: asked.append(args[0]) or worker(*args))
     monkeypatch.chdir(run_dir.parent)

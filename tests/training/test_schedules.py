@@ -33,6 +33,21 @@ def test_schedule_matches_the_published_graph():
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
+def test_schedule_landmarks():
+    # Shares of the training; 1e-6 of the peak is a few units of float32.
+    landmarks = {
+        0.0: 0.0,
+        0.05: 0.5,
+        0.1: 1.0,
+        0.4: 1.0,
+        0.7: 1.0,
+        0.85: 0.25,  # squared: half-way down is a quarter
+        1.0: 0.0,
+    }
+    for share, height in landmarks.items():
+        assert rate(round(share * 2_000_000)) == pytest.approx(height * PEAK, abs=1e-6 * PEAK)
+
+
 def test_ramps_are_the_written_cosines():
     for t in (0.1, 0.25, 0.6, 0.9):
         up = 0.5 - 0.5 * math.cos(math.pi * t)
@@ -119,5 +134,10 @@ def test_an_optimizer_takes_its_rate_from_the_schedule():
 
 
 def test_exponent_anneals_from_two_to_one_half():
-    shares = (0.0, 0.1875, 0.375, 0.75, 0.9, 1.0)
-    assert [annealed_exponent(round(s * 10_000), 10_000) for s in shares] == [2.0, 1.625, 1.25, 0.5, 0.5, 0.5]
+    shares = (0.0, 0.375, 0.75, 0.9, 1.0)
+    assert [annealed_exponent(round(s * 1000), 1000) for s in shares] == [2.0, 1.25, 0.5, 0.5, 0.5]
+
+
+def test_exponent_falls_linearly():
+    found = np.diff([annealed_exponent(image, 1000) for image in range(0, 751, 50)])
+    np.testing.assert_allclose(found, -0.1, rtol=1e-12)
