@@ -62,7 +62,7 @@ def all_rotations(x, trunk, together):
         return [rot90(part, -k) for k, part in enumerate(parts)]
     branches = []
     for k in range(4):
-        with _after(branches[-1:]):
+        with after(branches[-1:]):
             branches.append(rot90(trunk(rot90(x, k)), -k))
     return branches
 
@@ -82,12 +82,12 @@ def in_bands(function, branches, count):
         return function(ops.concatenate(branches, axis=-1))
     results = []
     for band in zip(*(ops.split(branch, count, axis=1) for branch in branches)):
-        with _after(results[-1:]):
+        with after(results[-1:]):
             results.append(function(ops.concatenate(band, axis=-1)))
     return ops.concatenate(results, axis=1)
 
 
-def _after(tensors):
+def after(tensors):
     """What is made within starts when the tensors are there. XLA, and so JAX, finds an order by itself."""
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
@@ -261,7 +261,7 @@ class UpsampleConvolution(Convolution):
         low_kernel, skip_kernel = ops.split(ops.convert_to_tensor(self.kernel), [low.shape[-1]], axis=2)
         up = self._convolve_upsampled(low, low_kernel)
         # The skip is ready early; convolved then, its result would only take up memory until it is needed.
-        with _after([up]):
+        with after([up]):
             across = self._convolve(skip, skip_kernel)
         return self._activate(up + across)
 

@@ -9,7 +9,7 @@ from keras import ops
 from ssdn_tf.networks import layers
 from ssdn_tf.networks.designs import DESIGNS
 
-_BANDS = 4  # of rows, in which the 1x1 convolutions take turns: their many features need the most memory
+_BANDS = 8  # of rows, in which the 1x1 convolutions take turns: their many features need the most memory
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")
@@ -108,7 +108,8 @@ class UNet(keras.layers.Layer):
     def _forward(self, x, training):
         branches = layers.all_rotations(x, self.trunk, together=training) if self.blindspot else [self.trunk(x)]
         if self.sees_neighbours:
-            branches.append(layers.neighbours(x))
+            with layers.after(branches):  # which would take up memory until then
+                branches.append(layers.neighbours(x))
         return layers.in_bands(self._join, branches, 1 if training else min(self.design.grid, _BANDS))
 
     def _join(self, x):
