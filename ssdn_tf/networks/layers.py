@@ -88,7 +88,10 @@ def in_bands(function, branches, count):
 
 
 def after(tensors):
-    """What is made within starts when the tensors are there. XLA, and so JAX, finds an order by itself."""
+    """A context: what is computed within waits for the tensors, so that memory for both is not needed at once.
+
+    It does nothing under JAX, where XLA finds an order by itself.
+    """
     if keras.backend.backend() != "tensorflow":
         return contextlib.nullcontext()
     import tensorflow as tf

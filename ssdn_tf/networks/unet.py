@@ -108,7 +108,7 @@ class UNet(keras.layers.Layer):
     def _forward(self, x, training):
         branches = layers.all_rotations(x, self.trunk, together=training) if self.blindspot else [self.trunk(x)]
         if self.sees_neighbours:
-            with layers.after(branches):  # which would take up memory until then
+            with layers.after(branches):  # computed earlier, they would only take up memory
                 branches.append(layers.neighbours(x))
         return layers.in_bands(self._join, branches, 1 if training else min(self.design.grid, _BANDS))
 

@@ -269,7 +269,7 @@ def test_one_call_gives_the_same_as_four():
     np.testing.assert_allclose(*results, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, 4, 8])
 def test_bands_of_rows_give_the_same_as_the_whole(count):
     branches = [normal(2, 8, 12, 3) for _ in range(4)]
     heights = []
