@@ -15,7 +15,7 @@ from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
 from ssdn_tf.data.planes import readable, spread
 from ssdn_tf.errors import UserError
-from ssdn_tf.inference import precision
+from ssdn_tf.inference import pieces, precision
 from ssdn_tf.networks.designs import DESIGNS
 from ssdn_tf.training import folder
 
@@ -79,7 +79,8 @@ def define(values):
             "level of an empty cell is found", flag_values=values,
         )  # fmt: skip
         flags.DEFINE_enum(
-            "noise_from", "each", ("each", "set"), "the level is found for each picture, or once for the set",
+            "noise_from", "each", ("each", "set"), "the level is found for each picture, or once for the set, from "
+            "up to 32 of its pictures",
             flag_values=values,
         )  # fmt: skip
 
@@ -95,7 +96,7 @@ def main(values):
     level_flags.refuse_ranges(values)
     pending = pairs
     if not values.overwrite and not _is_alone(values, pairs):
-        pending = [pair for pair in pairs if not all(map(_is_file, _outputs(values, pair[1])))]
+        pending = [pair for pair in pairs if not _is_done(values, pair[1])]
     if not pending and not values.report:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
@@ -115,7 +116,7 @@ def main(values):
     limits = limits or _found_range(values, survey, worker)
     _check_model(values, worker, survey.channels, all(file in levels for file in survey.files))
     if values.noise_from == "set":
-        worker.fit_set(_first_planes(survey.files), limits)
+        worker.fit_set(_first_planes(survey), limits)
     page = None
     if values.report:
         title = f"{values.input}, denoised by {network or 'the network of the package'}" if whole else values.input
@@ -227,16 +228,25 @@ def _outputs(values, target):
     return files.outputs(target, values.uncertainty, values.preview)
 
 
-def _is_file(path):
-    return path.is_file() or zarr_files.is_zarr(path)
+def _is_done(values, target):
+    """True if a picture is there, with all that it should have beside it."""
+    is_done = all(path.is_file() or zarr_files.is_zarr(path) for path in _outputs(values, target))
+    if is_done:  # a start that was killed at the very end leaves them
+        pieces.remove_left(target)
+    return is_done
+
+
+def _place(path):
+    """Where a file is, behind all links but one of its own, which writing replaces."""
+    return os.path.join(os.path.realpath(path.parent), path.name)
 
 
 def _checked(values, pairs):
     """The pairs, if no file would be written over another one of them."""
-    owners = {os.path.abspath(source): source for source, _ in pairs}
+    owners = {_place(source): source for source, _ in pairs}
     for source, target in pairs:
         for path in _outputs(values, target):
-            name = os.path.abspath(path)
+            name = _place(path)
             if name in owners:
                 owner = owners[name]
                 raise UserError(
@@ -252,17 +262,17 @@ class _Survey:
 
     files: {file that can be read: how many planes it has}.
     dtypes: {dtype: the first file of it}.
-    channels: numbers of them, sorted, each once.
+    channels: {number of channels, ascending: the files with such planes}.
     """
 
     files: dict
     dtypes: dict
-    channels: list
+    channels: dict
 
 
 def _survey(values, pairs):
     """Looks at all pictures, those that are done too, so that a second start takes the same range and network."""
-    found, dtypes, channels = {}, {}, set()
+    found, dtypes, channels = {}, {}, {}
     for source, target in pairs:
         try:
             picture = files.read(source)
@@ -275,15 +285,17 @@ def _survey(values, pairs):
         found[source] = len(picture)
         for dtype in picture.dtypes:
             dtypes.setdefault(dtype.name, source)
-        channels.update(shape[-1] for shape in picture.shapes)
+        for number in {shape[-1] for shape in picture.shapes}:
+            channels.setdefault(number, []).append(source)
     if not found:
         raise UserError("expected pictures that can be read, received none.")
-    return _Survey(found, dtypes, sorted(channels))
+    return _Survey(found, dtypes, dict(sorted(channels.items())))
 
 
-def _first_planes(sources):
-    """The first plane of each picture that can be read."""
-    return readable(sources, lambda source: files.read(source)[0])
+def _first_planes(survey):
+    """The first plane of some pictures of each number of channels, evenly spaced; a fit reads no more pixels."""
+    some = [sources[i] for sources in survey.channels.values() for i in spread(len(sources))]
+    return readable(dict.fromkeys(some), lambda source: files.read(source)[0])
 
 
 def _sampled_planes(counts):
@@ -349,7 +361,7 @@ def _adapt(values, survey, limits, start, run_dir):
         # Not a word such as "sample", which train.py knows.
         "train_data": os.path.join(os.curdir, values.input) if values.input == "sample" else values.input,
         "budget": values.adapt,
-        "channels": survey.channels[0],
+        "channels": next(iter(survey.channels)),
         "range": limits and "{},{}".format(*limits),
         "run_dir": run_dir,
         "warm_start": start,

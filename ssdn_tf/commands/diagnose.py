@@ -84,6 +84,7 @@ def _planes(path):
     for file, _ in pairs[:: -(-len(pairs) // _MOST)]:
         try:
             plane = files.read(file)[0]
+            images.check_size(file, plane.shape)
         except UserError as error:
             if len(pairs) == 1:
                 raise

@@ -27,6 +27,7 @@ from ssdn_tf.errors import UserError
 TIFF = (".tif", ".tiff", ".btf")
 # The dtypes of a single picture; TIFF and NumPy files hold any, and stacks.
 SINGLE = {".png": ("uint8", "uint16")} | dict.fromkeys((".jpg", ".jpeg", ".bmp", ".webp"), ("uint8",))
+_LARGEST = dict.fromkeys((".jpg", ".jpeg"), 65500) | {".webp": 16383}  # pixels a side
 SUFFIXES = (*SINGLE, *TIFF, ".npy", zarr_files.SUFFIX)
 
 _TRANSPARENT = (".png", ".webp")
@@ -37,8 +38,9 @@ _ADOBE_DEFLATE = 8
 _JPEG = (6, 7)
 _ORIENTATION = 274
 _BAND = 256  # rows of a plane that are checked at once
-_GRAY, _RGB, _PALETTE, _YCBCR = 1, 2, 3, 6
-_PHOTOMETRIC = (0, _GRAY, _RGB, _PALETTE, 5, _YCBCR)  # 0, 1: gray; 5: inks
+_GRAY, _RGB, _PALETTE, _INKS, _YCBCR = 1, 2, 3, 5, 6
+_PHOTOMETRIC = (0, _GRAY, _RGB, _PALETTE, _INKS, _YCBCR)  # 0 is gray too
+_SAMPLES = {_RGB: 3, _INKS: 4}  # that a page must have
 # Tags that the writer makes anew: they follow from how the pixels are stored. The rest is copied byte by byte.
 _STORAGE_TAGS = frozenset(
     [*range(256, 260), 254, 262, 266, 273, *range(277, 280), 282, 283, 284, *range(288, 290), 292, 293, 296, 317, 320]
@@ -143,9 +145,16 @@ STD, PREVIEW = "std.tif", "preview.png"  # what a denoised picture can have besi
 def beside(path, what):
     """The path of a file that belongs to another: x.png and "std.tif" give x-std.tif; of a folder, FOLDER-what."""
     path = pathlib.Path(path)
-    path = path if path.name else path.resolve()
+    path = path if path.name not in ("", "..") else path.resolve()
     stem = path.stem if path.suffix.lower() in SUFFIXES else path.name
     return path.with_name(f"{stem}-{what}")
+
+
+def version_of(path):
+    """[bytes, time of the last change in ns] of a file, or of all that is below a folder, as a Zarr is one."""
+    path = pathlib.Path(path)
+    found = [file.stat() for file in (path, *path.rglob("*"))] if path.is_dir() else [path.stat()]
+    return [sum(entry.st_size for entry in found), max(entry.st_mtime_ns for entry in found)]
 
 
 def outputs(target, std, preview):
@@ -196,12 +205,17 @@ def write(path, picture, planes):
 
 
 def check_target(path, picture):
-    """Raises UserError if a Picture cannot be written there, because of the suffix or because it is a folder."""
+    """Raises UserError if a Picture cannot be written there: the suffix, its largest size, or it is a folder."""
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
     if path.suffix.lower() not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
+    if path.suffix.lower() == zarr_files.SUFFIX:
+        zarr_files.package()
+    side, most = max(picture.shapes[0][:2]), _LARGEST.get(path.suffix.lower(), math.inf)
+    if side > most:
+        raise UserError(f"{path}: expected at most {most} pixels a side for {path.suffix}, received {side}.")
     if path.is_dir() and not (path.suffix.lower() == zarr_files.SUFFIX and zarr_files.is_zarr(path)):
         raise UserError(f"{path}: expected the name of a picture, received that of a folder.")
 
@@ -213,7 +227,7 @@ def _fits(suffix, picture):
         return True
     if len(set(picture.shapes)) > 1 or len(picture.dtypes) > 1:
         return False
-    return suffix in (".npy", zarr_files.SUFFIX) or picture.dtype.itemsize <= 8
+    return suffix == ".npy" or picture.dtype.itemsize <= 8
 
 
 def _matching(path, picture, planes):
@@ -336,6 +350,8 @@ def _encode(path, suffix, picture, pixels):
         data = images.encode_png(pixels)
         return data[:33] + kept.get("chunks", b"") + data[33:]  # after the signature and the header
     options = {key: kept[key] for key in _PILLOW_INFO if key in kept}
+    if max(options.get("dpi", (0,))) >= 2**16:  # JPEG would keep the last 16 bits of it
+        del options["dpi"]
     return images.encode(path, pixels, lossless=kept.get("lossless", True), **options)
 
 
@@ -486,13 +502,23 @@ def _rewrite_tiff(file, picture, planes):
                 page = source.pages.get(number)
                 layout = _layout(page, picture.path)
                 pixels = _next_unit(source, number, 0, units, layout, planes)
-                target.write(pixels, **_page_options(source, page, layout, dropped))
+                with _writing(picture.path):
+                    target.write(pixels, **_page_options(source, page, layout, dropped))
         for unit in range(1, units):
             pixels = _next_unit(source, 0, unit, units, layout, planes)
             file.write(pixels.astype(pixels.dtype.newbyteorder(source.byteorder)).tobytes())
     if dropped:
         names = images.enumerate_names(sorted(dropped))
         images.warn(f"{picture.path}: left out {names}: they point into the old file.")
+
+
+@contextlib.contextmanager
+def _writing(name):
+    """What a format cannot hold, which its writer finds in its own way, as a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"{name}: expected pages that can be written again, received '{error}'.") from error
 
 
 def _next_unit(source, number, unit, units, layout, planes):
@@ -516,13 +542,17 @@ def _page_options(source, page, layout, dropped):
     lossless = page.compression in _LOSSLESS
     options = dict(metadata=None, software=False, subfiletype=page.subfiletype)
     options["photometric"] = _RGB if layout.colour else page.photometric
-    if options["photometric"] == _PALETTE and layout.samples > 1:
-        options["photometric"] = _GRAY  # TIFF has no palette beside transparency, though Pillow writes one
+    samples, needed = 3 if layout.palette else layout.samples, _SAMPLES.get(options["photometric"], 1)
+    if samples < needed or (options["photometric"] == _PALETTE and samples > 1):
+        # TIFF has no palette beside transparency, though Pillow writes one, and no RGB of two samples.
+        options["photometric"], needed = _GRAY, 1
     options["compression"] = page.compression if lossless else _ADOBE_DEFLATE
     if lossless and page.predictor in (2, 3):
         options["predictor"] = page.predictor
-    if layout.samples > 1:
-        options |= dict(planarconfig=page.planarconfig, extrasamples=page.extrasamples or None)
+    if samples > 1:
+        extra = samples - needed  # which the file may count in another way
+        kinds = ((0,) * extra + page.extrasamples)[-extra:] if extra else None
+        options |= dict(planarconfig=page.planarconfig, extrasamples=kinds)
     if options["photometric"] == _PALETTE:
         options["colormap"] = page.colormap
     if page.is_tiled and page.tilelength % 16 == page.tilewidth % 16 == 0:

@@ -136,6 +136,14 @@ def encode(path, pixels, **options):
     return file.getvalue()
 
 
+def check_size(name, shape):
+    """Raises UserError for a plane [H,W,C] of one pixel, of which a blind spot leaves nothing."""
+    if shape[0] * shape[1] == 1:
+        raise UserError(
+            f"{name}: expected more than one pixel, as the network looks at a pixel's neighbours, received one."
+        )
+
+
 def checked_range(limits):
     """(black, white) of two numbers.
 
@@ -235,8 +243,13 @@ def remove_leftovers(path):
     path = pathlib.Path(path)
     for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
         if leftover_of(left.name) == path.name:
-            with contextlib.suppress(OSError):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            _remove(left)
+
+
+def _remove(path):
+    """Deletes a file, a link or a folder, if it is there."""
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def write_whole(path, write_to):
@@ -259,13 +272,13 @@ def write_whole(path, write_to):
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}.") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
 
 
 def write_text(path, text):
     """As `write_whole`, for text."""
-    write_whole(path, lambda file: file.write(text.encode()))
+    # The name of a file need not be text.
+    write_whole(path, lambda file: file.write(text.encode(errors="backslashreplace")))
 
 
 def write_whole_folder(path, write_to):
@@ -284,7 +297,7 @@ def write_whole_folder(path, write_to):
         if old.exists() and not path.exists():
             old.rename(path)
         for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
 
 
 def find(folder, suffixes=SUFFIXES):
@@ -311,19 +324,17 @@ def find(folder, suffixes=SUFFIXES):
 def _walk(folder):
     """The files below a folder, but for hidden ones. A folder that is one picture, NAME.zarr, counts as a file."""
     try:
-        entries = list(folder.iterdir())
+        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        entries = [(entry, entry.is_dir(), entry.is_file()) for entry in entries]
     except OSError as error:
         warn(f"left out {folder}, which cannot be read: {reason(error)}.")
         return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        is_folder = entry.is_dir()
+    for entry, is_folder, is_file in entries:
         if is_folder and entry.is_symlink():
             warn(f"left out {entry}: links to folders are not followed.")
         elif is_folder and entry.suffix.lower() != ".zarr":
             yield from _walk(entry)
-        elif is_folder or entry.is_file():
+        elif is_folder or is_file:
             yield entry
 
 

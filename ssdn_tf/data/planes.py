@@ -51,13 +51,13 @@ def measured_range(planes):
         values.extend(readable([plane], _sample))
     if not values:
         return 0.0, 1.0
-    dtype = values[0].dtype
+    dtype = values[0].dtype.newbyteorder("=")
     low, high = np.percentile(np.concatenate(values).astype(np.float64), (0.1, 99.9))
     if dtype.kind == "f" and low >= -0.5 and 0.1 < high <= 1.5:
         return 0.0, 1.0
     if dtype == np.uint16 and high > 2**15:
         return 0.0, 65535.0
-    return float(low), float(high if high > low else low + 1.0)
+    return float(low), float(high if high > low else low + max(1.0, 1e-6 * abs(low)))
 
 
 def _sample(plane):

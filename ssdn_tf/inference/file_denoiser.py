@@ -74,10 +74,9 @@ class FileDenoiser:
         """
         picture = files.read(source)
         self._check(picture, level)
-        for path in files.outputs(target, self.uncertainty, self.preview):
-            images.remove_leftovers(path)
-        pieces = Pieces(target, self._key(picture, level))
-        try:
+        with Pieces(target, self._key(picture, level)) as pieces:
+            for path in files.outputs(target, self.uncertainty, self.preview):
+                images.remove_leftovers(path)
             numbers = range(len(picture))
             for number in numbers:
                 self._plane(picture[number], number, pieces, level)
@@ -91,19 +90,14 @@ class FileDenoiser:
             # Last: a picture that is there has all that belongs to it.
             files.write(target, picture, pieces.find_each("denoised", numbers))
             noise = pictures.describe(*(noise for n in numbers for noise in pieces.done(n).values()))
-        except Interrupted:
-            raise
-        except UserError:
-            pieces.remove()
-            raise
-        pieces.remove()
         return {"file": str(target), "size": size_of(picture), "noise": noise}, views
 
     def _check(self, picture, level):
         """Raises UserError for what cannot be denoised, before any work is done."""
+        for shape in picture.shapes:
+            images.check_size(picture.path, shape)
         try:
             for shape in picture.shapes:
-                pictures.check_size(shape)
                 if level:
                     pictures.parameter_of(level, self.worker.predictor(shape[-1]).experiment)
             if self.uncertainty and len(set(picture.shapes)) > 1:
@@ -142,9 +136,8 @@ class FileDenoiser:
             parameter = self.worker.parameters.get(channels)
             parameter = [] if parameter is None else np.ravel(parameter).tolist()
             models[str(channels)] = [str(path), pictures.stamp(path), parameter]
-        source = picture.path.stat()
         return {
-            "file": [str(picture.path.resolve()), source.st_size, source.st_mtime_ns],
+            "file": [str(picture.path.resolve()), *files.version_of(picture.path)],
             "models": models,
             "limits": list(self.limits),
             "tile": self.worker.tile,

@@ -165,7 +165,7 @@ def denoise(image, *, model=None, noise=None, value_range=None, tile=predictor.A
     has_channels = image.ndim > 2 and image.shape[-1] in (1, 3)
     planes = image if has_channels else image[..., None]
     planes = planes.reshape(-1, *planes.shape[-3:])
-    check_size(planes[0].shape)
+    images.check_size("image", planes[0].shape)
     worker = PictureDenoiser(model, tile, ensemble, load=load_once)
     sampled = (planes[i] for i in spread(len(planes)))
     if value_range is None:
@@ -200,12 +200,6 @@ def stamp(name):
 @functools.lru_cache(maxsize=4)
 def _load_at(name, stamp, precision):
     return predictor.load(name)
-
-
-def check_size(shape):
-    """Raises UserError for a plane [H,W,C] of one pixel, of which a blind spot leaves nothing."""
-    if shape[0] * shape[1] == 1:
-        raise UserError("expected more than one pixel, as the network looks at a pixel's neighbours, received one.")
 
 
 def parameter_of(noise, experiment):

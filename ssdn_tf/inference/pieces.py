@@ -11,40 +11,73 @@ import shutil
 
 import numpy as np
 
-from ssdn_tf.data import images
-from ssdn_tf.errors import UserError
+from ssdn_tf.data import images, locks
+from ssdn_tf.errors import Interrupted, UserError
 
 
 class Pieces:
     """Arrays on disk, and which pieces of them are done.
+
+    A context: at its end, or after a UserError, the pieces are deleted. They stay where something else ends it, such as
+    Interrupted or Ctrl-C.
 
     Args:
         target: the file that is written from them in the end.
         key: what the result depends on, JSON; with another one, what is there is thrown away.
 
     Raises:
-        UserError: the file system refuses.
+        UserError: the file system refuses, or another process is at work on the target.
     """
 
     def __init__(self, target, key):
         self.target = pathlib.Path(target)
-        self.folder = self.target.with_name(f".{self.target.name}.partial")
+        self.folder = _folder(self.target)
         self._log = self.folder / "done.jsonl"
         self._arrays = {}
+        self._lock = self._locked()
         lines = self._lines()
         if not lines or lines[0] != key:
             self._begin(key)
             lines = [key]
         self._done = {(line["plane"], line["piece"]): line["noise"] for line in lines[1:]}
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind is None or (issubclass(kind, UserError) and not issubclass(kind, Interrupted)):
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.close()
+
+    def close(self):
+        """Lets go of the lock."""
+        self._arrays = {}
+        self._lock.close()
+
+    def _locked(self):
+        """The lock of the folder, which is made if it is not there."""
+        while True:
+            with self._errors():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                try:
+                    lock = locks.Lock(self.folder)
+                except BlockingIOError:
+                    raise UserError(f"{self.target} is being written by another process.") from None
+                except FileNotFoundError:  # its owner has just deleted it, here and below
+                    continue
+            if lock.is_of(self.folder):
+                return lock
+            lock.close()
+
     def _begin(self, key):
-        self.remove()
         try:
             with self._errors():
-                self.folder.mkdir(parents=True)
+                for path in self.folder.iterdir():
+                    path.unlink()
             self._write(key)
         except UserError:
-            self.remove()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.close()
             raise
 
     def allocate(self, name, shape, dtype):
@@ -85,24 +118,21 @@ class Pieces:
         self._write({"plane": plane, "piece": piece, "noise": noise})
         self._done[plane, piece] = noise
 
-    def remove(self):
-        """Deletes all pieces."""
-        self._arrays = {}
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _lines(self):
-        """What the log says; a last line that was cut off is left out."""
+        """What the log says; lines that were cut off are left out."""
         found = []
         try:
-            for line in self._log.read_text().splitlines():
+            text = self._log.read_text(errors="replace")
+        except OSError:
+            return found
+        for line in text.split("\n"):
+            with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
-        except (OSError, ValueError):
-            pass
         return found
 
     def _write(self, line):
         with self._errors(), self._log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" + json.dumps(line))  # first the end of the last line, which may have been cut off
 
     @contextlib.contextmanager
     def _errors(self):
@@ -111,6 +141,17 @@ class Pieces:
             yield
         except OSError as error:
             raise UserError(f"{self.target} cannot be written: {images.reason(error)}.") from error
+
+
+def remove_left(target):
+    """Deletes the pieces of a target, unless a process is at work on them."""
+    folder = _folder(target)
+    with contextlib.suppress(OSError), locks.Lock(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(target):
+    return target.with_name(f".{target.name}.partial")
 
 
 def _allocate(path, shape, dtype):

@@ -15,16 +15,11 @@ import os
 import pathlib
 import socket
 
-from ssdn_tf.data import images
+from ssdn_tf.data import images, locks
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import pretrained
 from ssdn_tf.training.options import Options
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 _WRITTEN = ("options.json", "noise.json", "checkpoint.npz", "history.jsonl")  # whole, by `images.write_whole`
 _LOCK = "lock"
@@ -72,8 +67,8 @@ def claim(run_dir, options):
     """Makes the folder of a run, or checks that one with a checkpoint belongs to these options.
 
     Returns:
-        (lock, options): the lock of the folder, an open file; no other process can claim the folder before it is closed
-        or this process ends, even by SIGKILL. And the options, with the images that an earlier start has planned.
+        (lock, options): the lock of the folder; no other process can claim the folder before it is closed or this
+        process ends, even by SIGKILL. And the options, with the images that an earlier start has planned.
 
     Raises:
         UserError: the folder belongs to other options, holds other files, or is being trained.
@@ -101,31 +96,22 @@ def claim(run_dir, options):
 
 
 def _lock(run_dir):
-    """An open file with a lock that the kernel releases when the process ends."""
+    """The lock of the folder; the file that is locked names this process."""
     path = run_dir / _LOCK
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
-    try:
-        if fcntl is None:
-            raise OSError("this system has no flock")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.touch()
+        lock = locks.Lock(path)
     except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
-        file.close()
+        owner = path.read_text().strip() or "another process"
         raise UserError(f"The run '{run_dir}' is already being trained by {owner}.") from None
     except OSError as error:
-        images.warn(
-            f"{path} cannot be locked ({error.strerror or error}); make sure that no other process trains this run."
-        )
+        raise UserError(f"{path} cannot be written ({error.strerror or error}).") from error
+    if lock.refused:
+        images.warn(f"{path} cannot be locked ({lock.refused}); make sure that no other process trains this run.")
     with contextlib.suppress(OSError):  # a full disk: the name is lost, not the lock
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-    return file
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+    return lock
 
 
 def write_options(run_dir, options):

@@ -127,6 +127,29 @@ def test_no_file_is_written_over_another(run_dir, tmp_path, capsys):
     assert (source / "sub" / "0-std.tif").read_bytes() == b"mine" and not (tmp_path / "out").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="links")
+def test_no_picture_is_written_over_one_of_the_input_by_way_of_a_link(run_dir, tmp_path, capsys):
+    write_pictures(tmp_path / "data" / "noisy", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "noisy")
+    before = (tmp_path / "data" / "noisy" / "sub" / "0.png").read_bytes()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").symlink_to(tmp_path / "data" / "noisy" / "sub")
+    flags = [f"--model={run_dir}", f"--input={tmp_path / 'link'}", "--sigma=25", "--overwrite"]
+    assert call(*flags, f"--output={tmp_path / 'out'}") == 1
+    assert "expected a file of its own for each result" in capsys.readouterr().err
+    assert (tmp_path / "data" / "noisy" / "sub" / "0.png").read_bytes() == before
+    (tmp_path / "out" / "sub").unlink()
+    assert call(*flags, f"--output={tmp_path / 'out'}") == 0 and (tmp_path / "out" / "sub" / "0.png").exists()
+
+
+def test_what_a_start_that_was_killed_at_the_very_end_left_is_deleted(run_dir, tmp_path):
+    source, target = write_pictures(tmp_path / "in", 1), tmp_path / "out"
+    flags = [f"--model={run_dir}", f"--input={source}", f"--output={target}", "--sigma=25"]
+    assert call(*flags) == 0
+    (target / "sub" / ".0.png.partial").mkdir()
+    assert call(*flags) == 0 and names(target) == ["sub/0.png"] and len(list((target / "sub").iterdir())) == 1
+
+
 def test_one_pixel_has_no_surroundings(run_dir, tmp_path, capsys):
     Image.fromarray(np.full((1, 1, 3), 120, np.uint8)).save(tmp_path / "in.png")
     flags = [f"--model={run_dir}", f"--input={tmp_path / 'in.png'}", f"--output={tmp_path / 'out.png'}", "--sigma=25"]

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import io
+import os
+import pathlib
 import struct
 import tracemalloc
 import zlib
@@ -482,6 +484,29 @@ def test_tiff_of_other_colours_is_refused(tmp_path, photometric):
     assert photometric.upper() in fails(files.read, tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("counted", ["all but one", "one"])
+@pytest.mark.parametrize("samples", [2, 3, 4, 5])
+@pytest.mark.parametrize("photometric", [1, 2, 5])
+def test_samples_that_a_tiff_counts_in_another_way_come_back(tmp_path, photometric, samples, counted):
+    """RGB of two samples, inks of three, or more or fewer extra samples than there are."""
+    array, path = numbers((4, 5, samples)), tmp_path / "a.tif"
+    tifffile.imwrite(path, array, photometric="minisblack", planarconfig="contig")
+    with tifffile.TiffFile(path, mode="r+") as tif:
+        tif.pages[0].tags[262].overwrite(photometric)
+        if counted == "one":
+            tif.pages[0].tags[338].overwrite([0])
+    copy(path, tmp_path / "b.tif")
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), array)
+    assert files.read(tmp_path / "b.tif").shapes == files.read(path).shapes
+
+
+def test_what_tifffile_refuses_to_write_is_one_sentence(tmp_path, monkeypatch):
+    tifffile.imwrite(tmp_path / "a.tif", numbers((4, 5)))
+    monkeypatch.setattr(files, "_page_options", lambda *_: {"photometric": "rgb"})
+    assert "expected pages that can be written again" in fails(copy, tmp_path / "a.tif", tmp_path / "b.tif")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tif"]
+
+
 def test_a_file_may_be_written_over_itself(tmp_path):
     array = numbers((4, 5, 7), "uint16")
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack")
@@ -669,6 +694,7 @@ def test_one_bad_page_is_named(tmp_path):
         (".png", (5, 7), "float32", ".tif or .tiff or .btf or .npy or .zarr"),
         (".png", (5, 7), "int16", ".tif or .tiff or .btf or .npy or .zarr"),
         (".png", (2, 5, 7), "uint8", ".tif or .tiff or .btf or .npy or .zarr"),
+        (".zarr", (5, 7), "longdouble", ".npy"),
         (".xyz", (5, 7), "uint8", ".png or .jpg or .jpeg or .bmp or .webp or .tif or .tiff or .btf or .npy or .zarr"),
     ],
 )
@@ -693,9 +719,40 @@ def test_wrong_planes_are_an_error_of_the_caller(tmp_path):
     assert not (tmp_path / "b.npy").exists()
 
 
-def test_webp_has_a_largest_size(tmp_path):
-    np.save(tmp_path / "a.npy", np.zeros((1, 16384), np.uint8))
-    assert "16383" in fails(copy, tmp_path / "a.npy", tmp_path / "b.webp")
+@pytest.mark.parametrize("suffix, most", [(".webp", 16383), (".jpg", 65500)])
+def test_some_formats_have_a_largest_size(tmp_path, suffix, most):
+    for side in (most, most + 1):
+        np.save(tmp_path / f"{side}.npy", np.zeros((1, side), np.uint8))
+    copy(tmp_path / f"{most}.npy", tmp_path / f"a{suffix}")
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.size == (most, 1)
+    picture = files.read(tmp_path / f"{most + 1}.npy")
+    text = fails(files.check_target, tmp_path / f"b{suffix}", picture)
+    assert f"expected at most {most} pixels a side for {suffix}, received {most + 1}" in text
+
+
+def test_a_resolution_that_jpeg_cannot_hold_is_left_out(tmp_path):
+    for dpi in (60000, 254000):
+        Image.fromarray(numbers((5, 7))).save(tmp_path / f"{dpi}.png", dpi=(dpi, dpi))
+        copy(tmp_path / f"{dpi}.png", tmp_path / f"{dpi}.jpg")
+    found = [Image.open(tmp_path / f"{dpi}.jpg").info.get("dpi") for dpi in (60000, 254000)]
+    assert found[0] == (60000, 60000) and found[1] in (None, (1, 1))
+
+
+def test_what_belongs_to_a_folder_is_beside_it_however_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert files.beside(".", "x") == tmp_path / "a" / "b-x" and files.beside("..", "x") == tmp_path / "a-x"
+    assert files.beside("c.png", "std.tif") == pathlib.Path("c-std.tif")
+
+
+def test_a_folder_has_changed_where_a_file_in_it_has(tmp_path):
+    (tmp_path / "a.zarr" / "c").mkdir(parents=True)
+    (tmp_path / "a.zarr" / "c" / "0").write_bytes(b"old")
+    before = files.version_of(tmp_path / "a.zarr")
+    os.utime(tmp_path / "a.zarr" / "c" / "0", ns=(before[1] + 1000, before[1] + 1000))
+    assert files.version_of(tmp_path / "a.zarr") == [before[0], before[1] + 1000]
+    assert files.version_of(tmp_path / "a.zarr" / "c" / "0") == [3, before[1] + 1000]
 
 
 # From one kind to another.

@@ -433,6 +433,36 @@ def test_an_old_folder_comes_back_where_the_new_one_cannot_take_its_place(tmp_pa
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links")
+def test_a_new_folder_takes_the_place_of_a_link_and_leaves_what_it_leads_to(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    images.write_whole_folder(tmp_path / "link", lambda folder: folder.mkdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+    assert not (tmp_path / "link").is_symlink()
+
+
+def test_names_that_are_no_text_can_be_written_about(tmp_path):
+    images.write_text(tmp_path / "a", "z\udcff.png")
+    assert (tmp_path / "a").read_text() == "z\\udcff.png"
+
+
+def test_a_folder_that_cannot_be_entered_is_named_and_the_others_are_found(tmp_path, monkeypatch, capsys):
+    """As it is for anybody but root where a folder can be listed, and no more."""
+    images.write(tmp_path / "open" / "a.png", picture())
+    images.write(tmp_path / "shut" / "b.png", picture())
+    is_dir = pathlib.Path.is_dir
+
+    def denied(self):
+        if self.parent.name == "shut":
+            raise PermissionError(13, "Permission denied")
+        return is_dir(self)
+
+    monkeypatch.setattr(pathlib.Path, "is_dir", denied)
+    assert [path.name for path in images.find(tmp_path)] == ["a.png"]
+    assert f"left out {tmp_path / 'shut'}, which cannot be read: Permission denied" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links")
 def test_links_to_folders_are_named(tmp_path, capsys):
     images.write(tmp_path / "real" / "b.png", picture())
     images.write(tmp_path / "in" / "a.png", picture())

@@ -21,11 +21,14 @@ def drawn(dtype, low, high):
         (drawn("uint16", 0, 65535), (0, 65535)),
         (np.array([[[100]], [[4000]]], "uint16"), (100, 4000)),
         (np.array([[[-7.0]], [[7.0]]]), (-7, 7)),
+        (drawn("uint16", 0, 65535).astype(">u2"), (0, 65535)),
         (np.full((4, 4, 1), 500, "uint16"), (500, 501)),
+        (np.full((4, 4, 1), 1e20), (1e20, 1e20 + 1e14)),
     ],
 )
 def test_the_range_is_measured(pixels, expected):
-    assert measured_range([pixels]) == pytest.approx(expected, rel=0.05)
+    black, white = measured_range([pixels])
+    assert (black, white) == pytest.approx(expected, rel=0.05) and black < white
 
 
 def test_pages_of_stacks_and_floats_are_planes_in_the_unit_of_the_networks(tmp_path):

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from ssdn_tf.data import locks
 from ssdn_tf.denoisers.experiments import Experiment
 from ssdn_tf.errors import UserError
 from ssdn_tf.training import folder
@@ -99,9 +100,9 @@ def refuse(*_):
 @pytest.mark.parametrize("system", ["no flock", "flock refused"])
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, capsys, system):
     if system == "no flock":
-        monkeypatch.setattr(folder, "fcntl", None)
+        monkeypatch.setattr(locks, "fcntl", None)
     else:
-        monkeypatch.setattr(folder.fcntl, "flock", refuse)
+        monkeypatch.setattr(locks.fcntl, "flock", refuse)
     folder.claim(tmp_path / "run", OPTIONS)[0].close()
     error = capsys.readouterr().err
     assert error.startswith("warning: ") and "cannot be locked" in error and error.count("\n") == 1
