@@ -107,8 +107,8 @@ def _same_command(run_dir):
     arguments = iter(sys.argv[1:])
     kept = []
     for argument in arguments:
-        if argument.lstrip("-") == "run_dir":
+        if argument in ("-run_dir", "--run_dir"):
             next(arguments, None)  # --run_dir FOLDER
-        elif not argument.lstrip("-").startswith("run_dir="):
+        elif not argument.startswith(("-run_dir=", "--run_dir=")):
             kept.append(argument)
     return shlex.join([*cli.called("train"), *kept, f"--run_dir={run_dir}"])

@@ -390,9 +390,10 @@ def _check_start(start, experiment):
     level = LEVELS[experiment.noise]
     try:
         value = level.parse_one(start)
-        level.check_trainable(value, value)
     except ValueError:
         allowed = " and ".join(number.allowed for number in level.numbers)
         raise UserError(
             f"--parameter_start: expected published, estimate or a level, {allowed}, received '{start}'."
         ) from None
+    with cli.errors_about("parameter_start"):
+        level.check_trainable(value, value)

@@ -14,14 +14,14 @@ Reference: Laine et al., High-Quality Self-Supervised Deep Image Denoising, Neur
 """
 
 import dataclasses
-import math
 
+import numpy as np
 from keras import ops
 
 from ssdn_tf.noise import fitting, linalg
 from ssdn_tf.noise.prior import diagonal_matrix
 
-MINIMUM = 1e-3  # of a learned parameter, of a known sigma, and of mu_x inside the Poisson variance
+MINIMUM = 1e-3  # of a known or learned std, and of mu_x inside the Poisson variance
 
 
 class NoiseModel:
@@ -31,11 +31,13 @@ class NoiseModel:
     Poisson-Gaussian noise (2).
 
     level: the `Level` or `Levels` of the model's parameter.
+    least: of a learned parameter (published).
     loss_scale: published weight of the negative log-likelihood in colour.
     regularization: published weight of the noise std when the parameter is learned.
     """
 
     level = None
+    least = MINIMUM
     loss_scale = 1.0
     regularization = 0.1
 
@@ -93,16 +95,16 @@ class NoiseModel:
         return parameter
 
     def constrain(self, raw):
-        """Legal parameter from an unconstrained number: softplus(raw - 4) + 1e-3.
+        """Legal parameter from unconstrained numbers: softplus(raw - 4) + `least`.
 
         raw = 0 gives 4.88/255: the offset of 4 makes the noise small at first.
         """
-        return ops.softplus(raw - 4.0) + MINIMUM
+        return ops.softplus(raw - 4.0) + ops.convert_to_tensor(self.least, dtype=raw.dtype)
 
     def unconstrain(self, parameter):
-        """Inverse of `constrain`, float to float; a parameter below 1e-3 counts as 1e-3."""
-        value = max(float(parameter) - MINIMUM, 1e-8)
-        return value + math.log(-math.expm1(-value)) + 4.0
+        """Inverse of `constrain`, a number or several; a parameter below `least` counts as `least`."""
+        value = np.maximum(np.subtract(parameter, self.least), 1e-5 * np.asarray(self.least))
+        return (value + np.log(-np.expm1(-value)) + 4.0).tolist()
 
 
 class AdditiveNoise(NoiseModel):

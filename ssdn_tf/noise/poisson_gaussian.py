@@ -28,6 +28,7 @@ class PoissonGaussianNoise(AdditiveNoise):
     """
 
     level = LEVELS["poisson_gaussian"]
+    least = (MINIMUM**2, MINIMUM)  # the gain is a variance
 
     def corrupt(self, clean, parameter, rng):
         """Noisy copy, float32. clean: [..., H, W, C] in [0, 1]; parameter: two numbers, or [N, 1, 1, 2]."""
@@ -51,9 +52,6 @@ class PoissonGaussianNoise(AdditiveNoise):
         gain, readout = parameter[..., :1], parameter[..., 1:]
         readout = ops.where(gain > 0, readout, ops.maximum(readout, MINIMUM))
         return ops.concatenate([gain, readout], axis=-1)
-
-    def unconstrain(self, parameter):
-        return tuple(super(PoissonGaussianNoise, self).unconstrain(number) for number in parameter)
 
     def basis(self, prior):
         mean = ops.maximum(prior.mu_x, MINIMUM)
@@ -91,7 +89,7 @@ class PoissonGaussianNoise(AdditiveNoise):
         """Rough (gain, readout) of noisy crops [N,H,W,C]: a line through the noise variances at 16 brightnesses.
 
         The variance at a brightness is that of the diagonal Haar details there, (median |d| / 0.6745)^2. Texture
-        makes both too large. The gain is at most 0.2, the readout at least 1e-3.
+        makes both too large. The gain is from 1e-6 to 0.2, the readout at least 1e-3.
         """
         mean, detail = (np.ravel(f(np.asarray(crops, np.float64))) for f in (haar.mean, haar.diagonal))
         order = np.argsort(mean)
@@ -99,7 +97,7 @@ class PoissonGaussianNoise(AdditiveNoise):
         level = np.array([mean[group].mean() for group in groups])
         variance = np.array([(np.median(np.abs(detail[group])) / 0.6745) ** 2 for group in groups])
         gain, square = _line(np.maximum(level, MINIMUM), variance)
-        return float(np.clip(gain, MINIMUM, 0.2)), float(max(square, MINIMUM**2) ** 0.5)
+        return float(np.clip(gain, MINIMUM**2, 0.2)), float(max(square, MINIMUM**2) ** 0.5)
 
 
 @keras.saving.register_keras_serializable("ssdn_tf")

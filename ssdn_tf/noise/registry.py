@@ -5,10 +5,11 @@ How to add a noise model:
 1. Write its `Level` into `noise/levels.py`, in LEVELS, and in NAMES if it has a flag of its own: name, unit, legal
    range, default. The flags of all commands, run names, the SavedModel's check and its client follow from it.
 2. Write its class into a file of its own, decorated like `GaussianNoise`, with `level`, `corrupt`, `estimate`, and
-   either `variance`, `basis` and `from_weights` (noise that is added: derive from AdditiveNoise) or `marginal_moments`,
-   `posterior_mean`, `posterior_std`, `standard_deviation` and `fit` (derive from NoiseModel). Where the defaults do not
-   suit: `bound_known`, `constrain`, `unconstrain`, `weight_range`, `loss_scale`, `regularization`. Options of the
-   model are fields of the dataclass, and of `denoisers.experiments.Experiment`, which has their values.
+   either `variance`, `basis` and `from_weights` (noise that is added: derive from AdditiveNoise) or
+   `marginal_moments`, `posterior_mean`, `posterior_std`, `standard_deviation` and `fit` (derive from NoiseModel).
+   Where the defaults do not suit: `bound_known`, `least`, `constrain`, `unconstrain`, `weight_range`, `loss_scale`,
+   `regularization`. Options of the model are fields of the dataclass, and of `denoisers.experiments.Experiment`,
+   which has their values.
 3. Add the class to _CLASSES below, in the order of LEVELS.
 4. For `diagnose`: FAMILIES in `inference/diagnosis.py` and a name in `commands/diagnose.py`.
 

@@ -25,12 +25,14 @@ class Position:
     step: steps done.
     steps, loss, seconds: steps since the last report, their mean loss, and how long they took; so the next report
         counts all of them, also after a restart.
+    data: checksum of the names and sizes of the images; 0 where it is not known.
     """
 
     step: int = 0
     steps: int = 0
     loss: float = 0.0
     seconds: float = 0.0
+    data: int = 0
 
     def reported(self):
         """Starts the next interval."""

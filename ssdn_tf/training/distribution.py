@@ -169,9 +169,14 @@ def run_on_all(devices, function):
     return result
 
 
+def digest(description):
+    """A checksum of what fits into JSON."""
+    return zlib.crc32(json.dumps(description).encode())
+
+
 def require_same(devices, description):
     """Raises a UserError unless every worker has the same `description`, which must fit into JSON."""
-    digests = devices.all_gather(zlib.crc32(json.dumps(description).encode()))
+    digests = devices.all_gather(digest(description))
     different = [worker for worker, digest in enumerate(digests) if digest != digests[0]]
     if different:
         raise UserError(f"worker {different[0]} has other flags or pictures than worker 0; all workers need the same.")

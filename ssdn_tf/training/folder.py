@@ -46,7 +46,7 @@ def read_options(run_dir):
     path = pathlib.Path(run_dir) / "options.json"
     try:
         return Options.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"'{run_dir}' is not the folder of a run: its options.json cannot be read ({error})."
         ) from error

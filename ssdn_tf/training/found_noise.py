@@ -75,6 +75,8 @@ def find(options, run_dir, store):
     """
     path = pathlib.Path(run_dir) / NAME
     if folder.has_begun(run_dir):
+        if not path.exists():
+            raise UserError(f"The run '{run_dir}' was started with other options: it has not looked for the noise.")
         try:
             return FoundNoise(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError) as error:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ssdn_tf.data import batches
+from ssdn_tf.data import batches, images
 from ssdn_tf.data.planes import NoisyPlanes
 from ssdn_tf.data.samples import ImageStore
 from ssdn_tf.inference import checkpoints, predictor, pretrained
@@ -79,6 +79,7 @@ class Run:
             self._on_all(self._restore)
             self.devices.broadcast(list(self.variables.values()))
             self.position.step = int(self.optimizer.iterations.numpy())
+            self.position.data = distribution.digest(self.store.description())
             self._plan()
             self.history = self._on_all(self._open_history)
             on_error.pop_all()
@@ -131,6 +132,7 @@ class Run:
             if self.checkpoint.exists():
                 saved = checkpoints.load(self.checkpoint, self.variables)
                 self.position = callbacks.Position(**saved)
+                self._check_images()
             elif self.options.warm_start:
                 start = self.options.warm_start
                 path = pretrained.weights(start) or pathlib.Path(start) / "checkpoint.npz"
@@ -144,6 +146,12 @@ class Run:
                     self._start_level(start)
                 for variable, average in zip(self.denoiser.training.trainable_variables, self.optimizer.averages):
                     average.assign(variable.numpy())
+
+    def _check_images(self):
+        """A warning where the images are not those of the checkpoint: files, or the memory for them, have changed."""
+        now = distribution.digest(self.store.description())
+        if self.position.data not in (0, now):
+            images.warn(f"the images are not those that '{self.run_dir}' has trained on so far; it goes on with these.")
 
     def _start_level(self, start):
         """Brings a learned noise parameter, which is stored divided by its rate, from one training to another."""
@@ -198,8 +206,8 @@ class Run:
         report = time.monotonic() - seconds
         left = max(self.options.budget - (time.monotonic() - self.began), 0.0)
         # How many reports there would be if they took no time; their time is then taken off.
-        images = self.options.with_seconds(left, durations).train_images
-        reports = images / (self.report_images or max(images // _REPORTS, _LEAST_REPORT))
+        total = self.options.with_seconds(left, durations).train_images
+        reports = total / (self.report_images or max(total // _REPORTS, _LEAST_REPORT))
         planned = self.options.with_seconds(max(left - reports * report, 0.0), durations)
         return [stage.images for stage in planned.stages]
 
@@ -257,8 +265,8 @@ class Run:
         self._training(stage).fit(feed, epochs=epochs, verbose=0, shuffle=False, callbacks=watching, **known)
 
     def _report_steps(self, stage):
-        images = self.report_images or max(self.options.train_images // _REPORTS, _LEAST_REPORT)
-        return max(1, images // stage.batch_size)
+        between = self.report_images or max(self.options.train_images // _REPORTS, _LEAST_REPORT)
+        return max(1, between // stage.batch_size)
 
     def save(self, unless_at=None):
         """Writes a checkpoint; not over one of the same step, `unless_at`: the time of the file says what is new."""

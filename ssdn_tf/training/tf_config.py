@@ -61,8 +61,8 @@ def parse_task(text):
         raise wrong from None
     if not addresses or len(groups.get("chief", ())) > 1 or not all(0 < port < 65536 for port in ports):
         raise wrong
-    if kind not in groups or type(index) is not int or not 0 <= index < len(groups[kind]):
+    if not isinstance(kind, str) or kind not in groups or type(index) is not int or not 0 <= index < len(groups[kind]):
         names = ", ".join(f"{name} {i}" for name in groups for i in range(len(groups[name])))
-        raise UserError(f"TF_CONFIG: expected a task among {names}, received {kind} {index}.")
+        raise UserError(f"TF_CONFIG: expected a task among {names}, received {kind} {index!r}.")
     before = len(groups.get("chief", ())) if kind == "worker" else 0
     return Task(tuple(addresses), before + index)

@@ -370,6 +370,8 @@ def test_levels_of_each_file_come_from_a_table(run_dir, tmp_path, capsys):
         ),
         "file,gamma\n1.png,10\n": "expected the columns file and sigma or lam or alpha, received file, gamma",
         "file,sigma\n1.png,1\n1.png,2\n": "expected each file once, received '1.png' twice",
+        "file,sigma\n1.png,25\n2.png,25,5\n": "expected rows of 2 cells, received '2.png,25,5'",
+        "sigma,file\n25,1.png\n25\n": "expected rows of 2 cells, received '25'",
         "": "expected the columns file and",
         "file,lam\n1.png,5\n2.png,\nsub/0.png,\n": "noise: expected sigma for",
     }.items():

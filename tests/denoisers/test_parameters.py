@@ -66,7 +66,9 @@ def test_global_is_one_trainable_parameter(model):
     (weight,) = layer.trainable_weights
     assert weight.shape == (1, 1, 1, model.parameter_size) and (array(weight + 0.0) == 0.0).all()
     published = 4.88 / 255  # softplus(-4) + 1e-3
-    assert found == pytest.approx(1 / published if model.kind == "poisson" else published, rel=1e-3)
+    # The gain of Poisson-Gaussian noise, which is not the paper's, may be as low as 1e-6.
+    start = {"poisson": 1 / published, "poisson_gaussian": (published - 1e-3, published)}.get(model.kind, published)
+    np.testing.assert_allclose(found, np.reshape(start, (1, 1, 1, -1)), rtol=1e-3)
 
 
 @every_model

@@ -38,6 +38,12 @@ def test_no_noise_leaves_the_picture_alone():
     assert (BOTH.corrupt(clean, (0.0, 0.0), np.random.default_rng(4)) == clean).all()
 
 
+def test_a_learned_level_can_be_low():
+    """The gain is a variance: at 1e-3, the least of a learned std, the noise would be 6/255 in the middle."""
+    for pair, raw in {(1e-6, 1e-3): (-50.0, -50.0), (2e-5, 3e-3): BOTH.unconstrain((2e-5, 3e-3))}.items():
+        assert np.asarray(BOTH.constrain(np.float64(raw))) == pytest.approx(pair, rel=1e-6)
+
+
 def test_a_known_readout_is_bounded_only_where_there_is_no_gain():
     given = np.array([[0.0, 0.0], [0.0, 0.2], [0.01, 0.0]]).reshape(3, 1, 1, 2)
     found = np.asarray(BOTH.bound_known(given)).reshape(3, 2)

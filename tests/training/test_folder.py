@@ -73,6 +73,13 @@ time.sleep(600)
     folder.claim(tmp_path / "run", OPTIONS)[0].close()
 
 
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}"])
+def test_options_that_are_none_are_a_sentence(tmp_path, text):
+    (tmp_path / "options.json").write_text(text)
+    with pytest.raises(UserError, match="is not the folder of a run"):
+        folder.read_options(tmp_path)
+
+
 def test_what_killed_writes_left_is_removed_and_nothing_else(tmp_path):
     folder.claim(tmp_path / "run", OPTIONS)[0].close()
     before = contents(tmp_path / "run")

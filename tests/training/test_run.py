@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -202,6 +203,23 @@ def test_the_command_ends_in_time_says_how_to_go_on_and_is_refused_meanwhile(pic
     assert command(*flags, f"--run_dir={path}", "--checkpoint_minutes=0") == 0
     next_command = shlex.join(["python", "evaluate.py", f"--model={path}"])  # the path has a space
     assert f"Done. Next: {next_command}\n" in capsys.readouterr().out
+
+
+def test_a_value_that_is_called_as_a_flag_stays_in_the_command(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--runs", "run_dir", "--run_dir", "old", "--seed", "3"])
+    assert train._same_command("new") == "python train.py --runs run_dir --seed 3 --run_dir=new"
+
+
+def test_other_images_than_before_are_a_warning(pictures, tmp_path, capsys):
+    data = shutil.copytree(pictures, tmp_path / "in")
+    flags = [f"--train_data={data}", f"--run_dir={tmp_path / 'run'}", "--network=tiny", "--validation=none"]
+    flags += ["--train_images=8", "--stages=32x2"]
+    assert command(*flags, "--max_minutes=0") == 0 and command(*flags, "--max_minutes=0") == 0
+    assert "warning" not in capsys.readouterr().err
+    first = min(data.glob("*.png"))
+    shutil.copy(first, first.with_name("another.png"))
+    assert command(*flags) == 0
+    assert "the images are not those that" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--max_minutes=-1", "--checkpoint_minutes=-1", "--max_minutes=soon", "--jit=maybe"])

@@ -31,8 +31,8 @@ def test_the_chief_is_worker_0(text, index):
         "no JSON", "[]", "null", "{}", '{"cluster": {}}', config({}), config({"worker": []}), config({"worker": "a:1"}),
         config({"worker": ["a"]}), config({"worker": ["a:0"]}), config({"worker": ["a:70000"]}),
         config({"worker": [1]}), config({"worker": ["a:1"]}, index=1), config({"worker": ["a:1"]}, index="0"),
-        config({"worker": ["a:1"]}, index=-1), config({"worker": ["a:1"]}, "ps"),
-        config({"chief": ["a:1", "b:2"], "worker": ["c:3"]}),
+        config({"worker": ["a:1"]}, ["worker"]), config({"worker": ["a:1"]}, index=-1),
+        config({"worker": ["a:1"]}, "ps"), config({"chief": ["a:1", "b:2"], "worker": ["c:3"]}),
     ],
 )  # fmt: skip
 def test_a_wrong_tf_config_is_a_sentence(text):
