@@ -77,7 +77,7 @@ WRONG = {
     "--noisy --sigma=5,50 --parameter_source=known": "--sigma: expected one level of images that are noisy already",
     "--noisy --validation=kodak": "--validation: with --noisy, expected held_out or none",
     "--parameter_start=high": "--parameter_start: .* a level, a number between 0 and 255 .*, received 'high'",
-    "--noise=impulse --parameter_start=1": "--parameter_start: .* a level, a number between 0 and 1 .*, received '1'",
+    "--noise=impulse --parameter_start=1": "--parameter_start: expected a level to learn from, .* received 1, which is",
     "--parameter_rate=-1": "--parameter_rate: expected a number above 0",
     "--train_data=/nowhere": "expected a folder with pictures, received '/nowhere'",
     "--train_data=tfds:mnist": "tfds",
