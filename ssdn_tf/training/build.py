@@ -18,6 +18,9 @@ from ssdn_tf.training.optimizers import SkippingAdam, SkippingMuon
 # 0.07 dB better in 2,000 crops than the published ramps: 0.03 to 0.04 by the short way up, 0.04 by straight lines. Down
 # all the way instead of over the last half: 0.04 and 0.05 dB more in 7,000 crops of Gaussian noise (two seeds).
 _MUON_RAMPS = {"ramp_up": 0.02, "ramp_down": 0.98, "linear": True}
+# Without it kernels grow to eight times their size in 90,000 steps, and then some crops are predicted absurdly: a mean
+# of -184 where black is 0 and white 1. In a training of half an hour it changes no PSNR.
+_MUON_DECAY = 0.05
 
 
 def training_files(options, data_dir=None):
@@ -167,5 +170,5 @@ def _optimizer(options, schedule, denoiser):
     }
     if options.optimizer == "muon":
         last = [network.last.kernel.path for network in models.networks(denoiser)]
-        return SkippingMuon(name="muon", exclude_layers=last, **settings)
+        return SkippingMuon(name="muon", exclude_layers=last, weight_decay=_MUON_DECAY, **settings)
     return SkippingAdam(name="adam", beta_1=0.9, beta_2=0.99, epsilon=1e-8, **settings)

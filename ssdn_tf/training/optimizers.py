@@ -87,7 +87,8 @@ class SkippingMuon(Skipping, keras.optimizers.Muon):
     Keras applies Muon to matrices only. Here a kernel [rows, columns, inputs, outputs] with more than 3 inputs is taken
     as the matrix [rows * columns * inputs, outputs]. Its step is the orthogonal factor of the Nesterov momentum, by
     five Newton-Schulz steps, times 0.2 sqrt(larger side), so that rates that suit Adam suit it too. Biases, first
-    layers (which see the image) and the variables in `exclude_layers` get Adam, and nothing decays.
+    layers (which see the image) and the variables in `exclude_layers` get Adam. Only what gets Muon decays, by
+    `weight_decay` times the rate in each step.
 
     References: K. Jordan et al., Muon, 2024; Liu et al., arXiv 2502.16982 (the factor 0.2).
     """
@@ -100,6 +101,14 @@ class SkippingMuon(Skipping, keras.optimizers.Muon):
             rms_rate=rms_rate,
             **{"weight_decay": None, "adam_weight_decay": None} | kwargs,
         )
+
+    def _apply_weight_decay(self, variables):
+        """Keras decays here, where a skipped step would not undo it."""
+
+    def _muon_update_step(self, gradient, variable, lr, m):
+        if self.weight_decay:
+            self.assign_sub(variable, self.weight_decay * lr * variable)
+        super()._muon_update_step(gradient, variable, lr, m)
 
     def moments(self, variable):
         index = self._get_variable_index(variable)

@@ -286,9 +286,23 @@ def test_convolution_kernels_get_muon_and_all_else_gets_adam():
     assert sum(v is not None for v in optimizer.adam_velocities) == len(by_adam)
 
 
+def test_what_gets_muon_decays_and_nothing_else_does():
+    found = {}
+    for decay in (None, 0.5):
+        optimizer, weights = SkippingMuon(0.01, weight_decay=decay), [*kernels(), *variables()]
+        before = copies(weights)
+        optimizer.apply([*kernel_gradients(0), *gradients(0)], weights)
+        found[decay] = copies(weights)
+    count = len(KERNELS)
+    for old, without, decayed in list(zip(before, *found.values()))[:count]:
+        np.testing.assert_allclose(decayed, without - 0.5 * 0.01 * old, rtol=1e-4, atol=1e-6)
+        assert np.abs(decayed - without).max() > 1e-3
+    assert_equal(found[0.5][count:], found[None][count:])
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf], ids=str)
 def test_a_bad_number_leaves_weights_and_moments_of_muon_alone(value):
-    optimizer, weights = SkippingMuon(1e-2), [*kernels(), *variables()]
+    optimizer, weights = SkippingMuon(1e-2, weight_decay=0.1), [*kernels(), *variables()]
     for step in range(2):
         optimizer.apply([*kernel_gradients(step), *gradients(step)], weights)
     moments = [m for m in (*optimizer.momentums, *optimizer.adam_velocities) if m is not None]
