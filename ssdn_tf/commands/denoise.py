@@ -13,7 +13,7 @@ from absl import flags
 
 from ssdn_tf.commands import cli, level_flags, model_flag
 from ssdn_tf.data import files, images, zarr_files
-from ssdn_tf.data.planes import readable, spread
+from ssdn_tf.data.planes import SAMPLED, readable, spread
 from ssdn_tf.errors import UserError
 from ssdn_tf.inference import pieces, precision
 from ssdn_tf.networks.designs import DESIGNS
@@ -80,8 +80,7 @@ def define(values):
         )  # fmt: skip
         flags.DEFINE_enum(
             "noise_from", "each", ("each", "set"), "the level is found for each picture, or once for the set, from "
-            "up to 32 of its pictures",
-            flag_values=values,
+            f"at most {SAMPLED} of its pictures", flag_values=values,
         )  # fmt: skip
 
 
@@ -94,9 +93,7 @@ def main(values):
     pairs = _pairs(values)
     levels = _levels_of_files(values, pairs)
     level_flags.refuse_ranges(values)
-    pending = pairs
-    if not values.overwrite and not _is_alone(values, pairs):
-        pending = [pair for pair in pairs if not _is_done(values, pair[1])]
+    pending = _pending(values, pairs)
     if not pending and not values.report:
         print(f"{values.output}: all {len(pairs)} pictures are there already; --overwrite denoises them again.")
         return 0
@@ -228,16 +225,22 @@ def _outputs(values, target):
     return files.outputs(target, values.uncertainty, values.preview)
 
 
-def _is_done(values, target):
-    """True if a picture is there, with all that it should have beside it."""
-    is_done = all(path.is_file() or zarr_files.is_zarr(path) for path in _outputs(values, target))
-    if is_done:  # a start that was killed at the very end leaves them
-        pieces.remove_left(target)
-    return is_done
+def _pending(values, pairs):
+    """The pairs that are not done: the picture, or something that it should have beside it, is missing."""
+    if values.overwrite or _is_alone(values, pairs):
+        return pairs
+    pending = [pair for pair in pairs if not all(map(_is_file, _outputs(values, pair[1])))]
+    for _, target in set(pairs) - set(pending):
+        pieces.remove_left(target)  # of a start that was killed at the very end
+    return pending
+
+
+def _is_file(path):
+    return path.is_file() or zarr_files.is_zarr(path)
 
 
 def _place(path):
-    """Where a file is, behind all links but one of its own, which writing replaces."""
+    """The path of a file with all links to folders followed. A link to the file itself is not: writing replaces it."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
@@ -293,7 +296,7 @@ def _survey(values, pairs):
 
 
 def _first_planes(survey):
-    """The first plane of some pictures of each number of channels, evenly spaced; a fit reads no more pixels."""
+    """The first plane of some pictures of each number of channels, evenly spaced: more than enough for a fit."""
     some = [sources[i] for sources in survey.channels.values() for i in spread(len(sources))]
     return readable(dict.fromkeys(some), lambda source: files.read(source)[0])
 

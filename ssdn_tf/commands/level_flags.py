@@ -139,9 +139,10 @@ def read_table(path):
         raise UserError(f"{path}: expected the columns file and {' or '.join(NAMES)}, received {listed}.")
     levels = {}
     for row in rows:
-        if None in row or row["file"] is None:  # DictReader's name for what is too much
-            given = ",".join(filter(None, [row["file"], *(row.get(name) for name in NAMES), *row.get(None, ())]))
-            raise UserError(f"{path}: expected rows of {len(rows[0])} cells, received '{given}'.")
+        surplus = row.pop(None, [])  # where DictReader puts cells without a column
+        if surplus or row["file"] is None:
+            given = ",".join([cell for cell in row.values() if cell] + surplus)
+            raise UserError(f"{path}: expected rows of {len(columns)} cells, received '{given}'.")
         if row["file"] in levels:
             raise UserError(f"{path}: expected each file once, received '{row['file']}' twice.")
         cells = {name: row[name] for name in NAMES if row.get(name)}

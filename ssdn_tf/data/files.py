@@ -205,18 +205,22 @@ def write(path, picture, planes):
 
 
 def check_target(path, picture):
-    """Raises UserError if a Picture cannot be written there: the suffix, its largest size, or it is a folder."""
+    """Raises UserError if a Picture cannot be written there.
+
+    Its format cannot hold the picture, needs a package that is not installed, or a folder has this name.
+    """
     path, fitting = pathlib.Path(path), [s for s in SUFFIXES if _fits(s, picture)]
-    if path.suffix.lower() not in fitting:
+    suffix = path.suffix.lower()
+    if suffix not in fitting:
         what = f"{len(picture)} plane{'s' * (len(picture) > 1)} of {' and '.join(map(str, picture.dtypes))}"
         wanted = f"a name ending in {' or '.join(fitting)}" if fitting else "planes of one shape and a common dtype"
         raise UserError(f"{path}: expected {wanted} for {what}, received '{path.suffix}'.")
-    if path.suffix.lower() == zarr_files.SUFFIX:
+    if suffix == zarr_files.SUFFIX:
         zarr_files.package()
-    side, most = max(picture.shapes[0][:2]), _LARGEST.get(path.suffix.lower(), math.inf)
+    side, most = max(picture.shapes[0][:2]), _LARGEST.get(suffix, math.inf)
     if side > most:
         raise UserError(f"{path}: expected at most {most} pixels a side for {path.suffix}, received {side}.")
-    if path.is_dir() and not (path.suffix.lower() == zarr_files.SUFFIX and zarr_files.is_zarr(path)):
+    if path.is_dir() and not (suffix == zarr_files.SUFFIX and zarr_files.is_zarr(path)):
         raise UserError(f"{path}: expected the name of a picture, received that of a folder.")
 
 
@@ -514,7 +518,7 @@ def _rewrite_tiff(file, picture, planes):
 
 @contextlib.contextmanager
 def _writing(name):
-    """What a format cannot hold, which its writer finds in its own way, as a UserError."""
+    """What tifffile refuses to write, as a UserError."""
     try:
         yield
     except ValueError as error:

@@ -55,7 +55,10 @@ class Pieces:
         self._lock.close()
 
     def _locked(self):
-        """The lock of the folder, which is made if it is not there."""
+        """The lock of the folder, which is made if it is not there.
+
+        A process that has just finished deletes the folder, before we lock it or after; then there is another try.
+        """
         while True:
             with self._errors():
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ class Pieces:
                     lock = locks.Lock(self.folder)
                 except BlockingIOError:
                     raise UserError(f"{self.target} is being written by another process.") from None
-                except FileNotFoundError:  # its owner has just deleted it, here and below
+                except FileNotFoundError:
                     continue
             if lock.is_of(self.folder):
                 return lock

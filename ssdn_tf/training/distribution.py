@@ -177,7 +177,7 @@ def digest(description):
 def require_same(devices, description):
     """Raises a UserError unless every worker has the same `description`, which must fit into JSON."""
     digests = devices.all_gather(digest(description))
-    different = [worker for worker, digest in enumerate(digests) if digest != digests[0]]
+    different = [worker for worker, found in enumerate(digests) if found != digests[0]]
     if different:
         raise UserError(f"worker {different[0]} has other flags or pictures than worker 0; all workers need the same.")
 

@@ -79,7 +79,7 @@ class Run:
             self._on_all(self._restore)
             self.devices.broadcast(list(self.variables.values()))
             self.position.step = int(self.optimizer.iterations.numpy())
-            self.position.data = distribution.digest(self.store.description())
+            self._note_images()
             self._plan()
             self.history = self._on_all(self._open_history)
             on_error.pop_all()
@@ -132,7 +132,6 @@ class Run:
             if self.checkpoint.exists():
                 saved = checkpoints.load(self.checkpoint, self.variables)
                 self.position = callbacks.Position(**saved)
-                self._check_images()
             elif self.options.warm_start:
                 start = self.options.warm_start
                 path = pretrained.weights(start) or pathlib.Path(start) / "checkpoint.npz"
@@ -147,11 +146,12 @@ class Run:
                 for variable, average in zip(self.denoiser.training.trainable_variables, self.optimizer.averages):
                     average.assign(variable.numpy())
 
-    def _check_images(self):
-        """A warning where the images are not those of the checkpoint: files, or the memory for them, have changed."""
+    def _note_images(self):
+        """Warns where the images are not those of the checkpoint: files, or the memory for them, have changed."""
         now = distribution.digest(self.store.description())
         if self.position.data not in (0, now):
             images.warn(f"the images are not those that '{self.run_dir}' has trained on so far; it goes on with these.")
+        self.position.data = now
 
     def _start_level(self, start):
         """Brings a learned noise parameter, which is stored divided by its rate, from one training to another."""
